@@ -1,0 +1,77 @@
+# Every target sets up what it needs; a set-up that is done takes a fraction of a second.
+
+PYTHON ?= python3.11
+PYTEST_ARGS ?=
+
+VENV := .venv/bin/python
+STOCK := .venv-stock/bin/python
+SETUP := $(PYTHON) scripts/setup_env.py
+
+export ECHO_TEST_MODEL ?= $(CURDIR)/.venv/model
+export HF_HUB_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+# A dying SGLang otherwise waits up to a minute for dumps that need a GPU or a debugger.
+export SGLANG_CUDA_COREDUMP_BEFORE_CRASH := 0
+export SGLANG_PYSPY_DUMP_BEFORE_CRASH := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup venvs patched model stock-python demo test check lint types layers \
+	patch-check test-quick format bench bench-cpu-attention clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## environment, patched SGLang and test model (first time: some minutes, 11 GB)
+	@$(SETUP) all
+
+venvs:  ## only .venv and .venv-stock over the shared environment
+	@$(SETUP) venvs
+
+patched:  ## only up to this clone's patched copy of SGLang
+	@$(SETUP) patched
+
+model:  ## only up to the test model, linked as .venv/model
+	@$(SETUP) model
+
+stock-python: venvs  ## print the Python with stock SGLang and this project
+	@$(SETUP) path stock-python
+
+demo: setup  ## a server, bursty chat and a pool of document questions, and what came of them
+	$(VENV) scripts/demo.py
+
+test: setup  ## all tests, those with real servers too (PYTEST_ARGS=...)
+	$(VENV) -m pytest $(PYTEST_ARGS)
+
+check: lint types layers patch-check test-quick  ## everything quick: under a minute, no server
+
+lint: patched
+	$(VENV) -m ruff check
+	$(VENV) -m ruff format --check
+
+types: patched
+	$(VENV) -m mypy
+
+layers: patched
+	$(VENV) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+patch-check: patched
+	$(VENV) scripts/apply_patches.py check
+
+test-quick: patched
+	$(VENV) -m pytest -q -m "not gpu and not server and not slow" \
+		tests/unit tests/property tests/patches $(PYTEST_ARGS)
+
+format: patched  ## let ruff format and fix what it can
+	$(VENV) -m ruff check --fix
+	$(VENV) -m ruff format
+
+bench: setup  ## stock SGLang against Echo on one machine: table and plot in results/
+	$(VENV) eval/run.py foundation --stock-python $(CURDIR)/$(STOCK) --echo-python $(CURDIR)/$(VENV)
+
+bench-cpu-attention: setup  ## the CPU attention backend against SGLang's torch_native
+	$(VENV) eval/bench_cpu_attention.py
+
+clean:  ## remove what was built in this clone; results/ and the shared cache stay
+	rm -rf .venv .venv-stock .setup.lock build *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The only bridge to SGLang's scheduler: snapshot in, plan applied, nothing decided here."""

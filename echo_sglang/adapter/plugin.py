@@ -1,0 +1,34 @@
+"""Entry point of group `sglang.srt.plugins`: runs in every SGLang process.
+
+Does nothing unless the launcher configured Echo: off means off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from echo_sglang.config import CONFIG_ENV
+
+SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+
+logger = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Replace SGLang's scheduler by Echo's. SGLang only logs a plugin that raises and would
+    go on as stock, so a failure here ends the process."""
+    if CONFIG_ENV not in os.environ:
+        return
+    try:
+        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+        from echo_sglang.adapter import http_edge
+        from echo_sglang.adapter.scheduler import EchoScheduler
+
+        HookRegistry.register(SCHEDULER, EchoScheduler, HookType.REPLACE)
+        http_edge.install()
+    except Exception:
+        logger.exception("Echo cannot be registered with SGLang; refusing to serve without it")
+        sys.exit(1)

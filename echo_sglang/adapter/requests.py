@@ -1,0 +1,84 @@
+"""SGLang's request with Echo's tag made typed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+from sglang.srt.managers.schedule_batch import Req
+
+from echo_sglang.domain.tag import RequestTag, ServiceClass
+from echo_sglang.policy.attainment import OnlineProgress
+
+
+class EchoReq(Req):
+    """A request that knows its class. `progress` is set for online ones only.
+
+    Source of the base: sglang/srt/managers/schedule_batch.py::Req, built through the
+    extension point `Scheduler._create_generation_req`.
+    """
+
+    def __init__(self, *args: Any, tag: RequestTag, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tag = tag
+        self.progress: OnlineProgress | None = None
+        self.cached_tokens_at_arrival = 0
+        self.released_in_flight = False
+
+    @property
+    def is_offline(self) -> bool:
+        """True for service tier "flex"."""
+        return self.tag.service_class is ServiceClass.OFFLINE
+
+
+def is_offline(req: Req) -> bool:
+    """True for an offline request; requests that Echo did not create are online."""
+    return isinstance(req, EchoReq) and req.is_offline
+
+
+def tag_of(recv_req: TokenizedGenerateReqInput) -> RequestTag:
+    """The tag that a tokenized request carries. Raises RequestError if it is malformed."""
+    params = recv_req.sampling_params
+    return RequestTag.from_custom_params(None if params is None else params.custom_params)
+
+
+def can_wait_as_tokens(recv_req: TokenizedGenerateReqInput) -> bool:
+    """True if the request may wait unbuilt: nothing must be prepared before it runs.
+
+    Grammars are compiled, sessions opened and media processed at arrival, so such
+    requests become SGLang requests at once.
+    """
+    params = recv_req.sampling_params
+    has_grammar = any(
+        getattr(params, name, None)
+        for name in ("json_schema", "regex", "ebnf", "structural_tag")
+    )
+    return not (
+        has_grammar
+        or recv_req.input_embeds is not None
+        or recv_req.mm_inputs is not None
+        or recv_req.session_params is not None
+        or recv_req.session_id is not None
+        or recv_req.positional_embed_overrides is not None
+        or recv_req.require_reasoning
+    )
+
+
+def can_release(req: Req) -> bool:
+    """True if SGLang can take the KV of a running request away and resume it exactly.
+
+    Retracting input embeddings drops outputs, beam groups cannot be retracted, session
+    KV belongs to the session, and returned prompt logprobs or hidden states of the part
+    already computed would be lost.
+    """
+    return (
+        req.input_embeds is None
+        and req.multimodal_inputs is None
+        and req.beam_group is None
+        and req.session is None
+        and req.grammar is None
+        and not req.return_logprob
+        and not req.return_hidden_states
+        and not req.finished()
+        and req.to_finish is None
+    )

@@ -1,0 +1,178 @@
+"""Takes the snapshot that a decision is made on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
+
+from echo_sglang.adapter.requests import EchoReq, can_release, is_offline
+from echo_sglang.domain.snapshot import (
+    ChunkInProgress,
+    MemoryView,
+    OfflineCandidate,
+    OfflineRow,
+    OnlineLoad,
+    Snapshot,
+    WaitingOnline,
+)
+from echo_sglang.domain.tag import ServiceClass
+from echo_sglang.policy.selection import select_candidates
+
+if TYPE_CHECKING:
+    from echo_sglang.adapter.scheduler import EchoScheduler
+
+
+def take_snapshot(
+    scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s: float
+) -> Snapshot:
+    """Values only: nothing in it changes when the scheduler goes on. O(running rows)."""
+    online, offline_rows = _running(scheduler, running_batch)
+    waiting = tuple(_waiting_online(scheduler, req, now_s) for req in scheduler.waiting_queue)
+    return Snapshot(
+        step=scheduler.echo_step,
+        now_s=now_s,
+        mixed=scheduler.is_mixed_chunk,
+        page_size=scheduler.page_size,
+        chunk_cap_tokens=scheduler.chunked_prefill_size,
+        free_slots=_free_slots(scheduler, running_batch),
+        memory=_memory(scheduler, running_batch),
+        in_flight_s=_in_flight_s(scheduler, now_s),
+        delivery_steps=2 if scheduler.enable_overlap and scheduler.device_is_synchronous else 1,
+        online=online,
+        offline_rows=offline_rows,
+        waiting_online=waiting,
+        chunk=_chunk(scheduler),
+        candidates=_candidates(scheduler, now_s),
+        pooled=len(scheduler.offline_queue),
+        typical_burst_tokens=scheduler.bursts.tokens,
+    )
+
+
+def _running(
+    scheduler: EchoScheduler, batch: ScheduleBatch
+) -> tuple[OnlineLoad, tuple[OfflineRow, ...]]:
+    slo = scheduler.echo_settings.slo
+    rows = kv_tokens = 0
+    deadline_s = gap_s = None
+    offline: list[OfflineRow] = []
+    for req in batch.reqs:
+        if req.finished():
+            continue
+        if is_offline(req):
+            offline.append(_offline_row(scheduler, req))
+            continue
+        rows += 1
+        kv_tokens += req.seqlen
+        progress = req.progress if isinstance(req, EchoReq) else None
+        if progress is not None:
+            due_s, late_s = progress.next_deadline_s(slo), progress.gap_deadline_s(slo)
+            deadline_s = due_s if deadline_s is None else min(deadline_s, due_s)
+            gap_s = late_s if gap_s is None else min(gap_s, late_s)
+    load = OnlineLoad(
+        rows=rows, kv_tokens=kv_tokens, earliest_deadline_s=deadline_s, earliest_gap_s=gap_s
+    )
+    return load, tuple(offline)
+
+
+def _offline_row(scheduler: EchoScheduler, req: Req) -> OfflineRow:
+    produced = len(req.output_ids)
+    return OfflineRow(
+        rid=req.rid,
+        kv_tokens=req.seqlen,
+        private_tokens=max(req.seqlen - req.kv.cache_protected_len, 0),
+        output_tokens=produced,
+        remaining_tokens=max(req.sampling_params.max_new_tokens - produced, 0),
+        releasable=produced > 0 and can_release(req),
+    )
+
+
+def _waiting_online(scheduler: EchoScheduler, req: Req, now_s: float) -> WaitingOnline:
+    total = len(req.origin_input_ids) + len(req.output_ids)
+    cached = 0
+    deadline_s = now_s
+    if isinstance(req, EchoReq):
+        cached = min(req.cached_tokens_at_arrival, total - 1)
+        if req.progress is not None:
+            deadline_s = req.progress.next_deadline_s(scheduler.echo_settings.slo)
+    return WaitingOnline(
+        rid=req.rid,
+        deadline_s=deadline_s,
+        extend_tokens=max(total - cached, 1),
+        prefix_tokens=max(cached, 0),
+        max_new_tokens=_clipped_new_tokens(req),
+    )
+
+
+def _chunk(scheduler: EchoScheduler) -> ChunkInProgress | None:
+    req = scheduler.chunked_req
+    if req is None:
+        return None
+    offline = is_offline(req)
+    progress = req.progress if isinstance(req, EchoReq) else None
+    return ChunkInProgress(
+        rid=req.rid,
+        service_class=ServiceClass.OFFLINE if offline else ServiceClass.ONLINE,
+        remaining_tokens=max(req.seqlen - req.prefix_len, 1),
+        prefix_tokens=req.prefix_len,
+        deadline_s=None
+        if progress is None
+        else progress.next_deadline_s(scheduler.echo_settings.slo),
+        releasable=offline and can_release(req),
+    )
+
+
+def _candidates(scheduler: EchoScheduler, now_s: float) -> tuple[OfflineCandidate, ...]:
+    if not len(scheduler.offline_queue):
+        return ()
+    return select_candidates(
+        scheduler.offline_queue.pool,
+        scheduler.probe_cached,
+        now_s=now_s,
+        step=scheduler.echo_step,
+        wanted_tokens=scheduler.chunked_prefill_size,
+        settings=scheduler.selection_settings,
+    )
+
+
+def _memory(scheduler: EchoScheduler, batch: ScheduleBatch) -> MemoryView:
+    allocator = scheduler.token_to_kv_pool_allocator
+    ratio = scheduler.new_token_ratio_tracker.current
+    growth = sum(
+        _clipped_new_tokens(req) * (1.0 if req.sampling_params.ignore_eos else ratio)
+        for req in batch.reqs
+        if not req.finished()
+    )
+    chunk = scheduler.chunked_req
+    if chunk is not None:
+        growth += chunk.seqlen - chunk.prefix_len + _clipped_new_tokens(chunk)
+    return MemoryView(
+        total_tokens=scheduler.max_total_num_tokens,
+        available_tokens=allocator.available_size() + scheduler.tree_cache.evictable_size(),
+        growth_tokens=int(growth) + scheduler.page_size * len(batch.reqs),
+        reserve_tokens=scheduler.reserve_tokens,
+        denied_tokens=scheduler.online_denied_tokens,
+    )
+
+
+def _clipped_new_tokens(req: Req) -> int:
+    left = req.sampling_params.max_new_tokens - len(req.output_ids)
+    return min(max(left, 0), CLIP_MAX_NEW_TOKENS)
+
+
+def _free_slots(scheduler: EchoScheduler, batch: ScheduleBatch) -> int:
+    running = len(batch.reqs)
+    slots = scheduler.get_num_allocatable_reqs(running, running_batch=batch)
+    held = 0 if scheduler.chunked_req is None else 1
+    return min(slots, scheduler.max_running_requests - running - held)
+
+
+def _in_flight_s(scheduler: EchoScheduler, now_s: float) -> float:
+    if scheduler.device_is_synchronous:
+        return 0.0
+    step = scheduler.step_timer.in_flight()
+    if step is None:
+        return 0.0
+    predicted_s = scheduler.fitter.model.predict(step.shape)
+    return scheduler.step_timer.rest_s(now_s, predicted_s)

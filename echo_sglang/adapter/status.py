@@ -1,0 +1,85 @@
+"""The JSON behind GET /echo/status, built in the scheduler process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.managers.schedule_batch import Req
+
+from echo_sglang.adapter.requests import is_offline
+
+if TYPE_CHECKING:
+    from echo_sglang.adapter.scheduler import EchoScheduler
+
+LAST_DECISIONS = 20
+
+
+def build_status(scheduler: EchoScheduler) -> dict[str, Any]:
+    """Plain JSON values only; O(running rows)."""
+    finished, attained = scheduler.attainment.counts(scheduler.echo_clock())
+    slo = scheduler.echo_settings.slo
+    return {
+        "enabled": True,
+        "slo": {"ttft_ms": 1e3 * slo.ttft_slo_s, "tpot_ms": 1e3 * slo.tpot_slo_s},
+        "attainment_last_minute": {
+            "finished": finished,
+            "attained": attained,
+            "share": None if finished == 0 else attained / finished,
+        },
+        "requests": _requests(scheduler),
+        "memory_tokens": _memory(scheduler),
+        "step_time_model": _model(scheduler),
+        "steps": scheduler.echo_step,
+        "reasons": dict(scheduler.decision_log.reasons),
+        "counters": dict(scheduler.echo_counters),
+        "last_decisions": scheduler.decision_log.last(LAST_DECISIONS),
+    }
+
+
+def _requests(scheduler: EchoScheduler) -> dict[str, int]:
+    offline_running = sum(is_offline(req) for req in _running(scheduler))
+    return {
+        "online_running": len(_running(scheduler)) - offline_running,
+        "online_waiting": len(scheduler.waiting_queue),
+        "offline_running": offline_running,
+        "offline_pooled": len(scheduler.offline_queue),
+        "offline_parked": scheduler.offline_queue.pool.num_parked,
+    }
+
+
+def _memory(scheduler: EchoScheduler) -> dict[str, int]:
+    free = scheduler.token_to_kv_pool_allocator.available_size()
+    cached = scheduler.tree_cache.evictable_size()
+    total = scheduler.max_total_num_tokens
+    online = sum(_own_tokens(req) for req in _running(scheduler) if not is_offline(req))
+    return {
+        "total": total,
+        "free": free,
+        "cached": cached,
+        "locked": total - free - cached,
+        "locked_by_online_alone": online,
+        "reserved_for_online": scheduler.reserve_tokens,
+    }
+
+
+def _model(scheduler: EchoScheduler) -> dict[str, Any]:
+    model = scheduler.fitter.model
+    return {
+        "trained": model.trained,
+        "samples": model.samples,
+        "median_abs_error": scheduler.fitter.median_abs_error(),
+        "largest_extend_tokens": model.largest_extend_tokens,
+    }
+
+
+def _running(scheduler: EchoScheduler) -> list[Req]:
+    alive = [req for req in scheduler.running_batch.reqs if not req.finished()]
+    last = scheduler.last_batch
+    seen = {req.rid for req in alive}
+    if last is not None:
+        alive.extend(r for r in last.reqs if not r.finished() and r.rid not in seen)
+    return alive
+
+
+def _own_tokens(req: Req) -> int:
+    return max(req.seqlen - req.kv.cache_protected_len, 0)

@@ -1,0 +1,138 @@
+"""Refuses to serve on an SGLang that is not the one this package was made for.
+
+SGLang only logs a plugin that fails, so everything Echo relies on is looked up before a
+model is loaded. CONTRACT is the whole list; a contract test checks it too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from echo_sglang.adapter.patch_series import PATCHED_FILES, SERIES_ID, SUPPORTED_SGLANG
+from echo_sglang.errors import IncompatibleError
+
+SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+
+CONTRACT: dict[str, tuple[str, ...]] = {
+    f"{SCHEDULER}.has_prefill_candidates": ("self",),
+    f"{SCHEDULER}.prefill_candidates": ("self",),
+    f"{SCHEDULER}.init_schedule_policy": ("self",),
+    f"{SCHEDULER}.get_prefill_adder_class": ("self",),
+    f"{SCHEDULER}.handle_generate_request": ("self", "recv_req", "mm_input_error"),
+    f"{SCHEDULER}.abort_request": ("self", "recv_req"),
+    f"{SCHEDULER}.is_fully_idle": ("self", "for_health_check", "ignore_waiting"),
+    f"{SCHEDULER}.record_weight_version_change": ("self", "new_version"),
+    f"{SCHEDULER}.update_running_batch": ("self", "batch"),
+    f"{SCHEDULER}.run_batch": ("self", "batch"),
+    f"{SCHEDULER}.process_batch_result": ("self", "batch", "result"),
+    f"{SCHEDULER}.get_internal_state": ("self", "recv_req"),
+    f"{SCHEDULER}.set_internal_state": ("self", "recv_req"),
+    f"{SCHEDULER}.get_num_allocatable_reqs": ("self", "running_bs", "running_batch"),
+    f"{SCHEDULER}.send_abort_output": ("self", "abort_req", "req"),
+    f"{SCHEDULER}._create_generation_req": ("self", "recv_req"),
+    f"{SCHEDULER}._add_request_to_queue": ("self", "req", "is_retracted"),
+    f"{SCHEDULER}._should_defer_prefill": ("self", "running_batch"),
+    f"{SCHEDULER}._get_new_batch_prefill_raw": ("self", "running_batch"),
+    "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req": (
+        "self",
+        "req",
+        "has_chunked_req",
+        "truncation_align_size",
+    ),
+    "sglang.srt.managers.schedule_policy.PrefillAdder.add_chunked_req": ("self", "req"),
+    "sglang.srt.mem_cache.common.release_kv_cache": ("req", "tree_cache", "checkpoint"),
+    "sglang.srt.managers.schedule_batch.Req.reset_for_retract": ("self",),
+    "sglang.srt.managers.schedule_batch.ScheduleBatch.filter_batch": ("self", "keep_indices"),
+    "sglang.srt.managers.schedule_batch.ScheduleBatch.check_decode_mem": ("self",),
+    "sglang.srt.mem_cache.rust_tree_core.adapter.RustUnifiedTreeCore.match_full_device_prefix": (
+        "self",
+        "key",
+    ),
+}
+"""Upstream callables that Echo overrides or calls, with the parameters it relies on."""
+
+
+def verify_install() -> None:
+    """Raise IncompatibleError, saying what to run, unless version, patches and names fit."""
+    _verify_version()
+    _verify_patches()
+    missing = broken_contract()
+    if missing:
+        raise IncompatibleError(
+            "this SGLang lacks what Echo relies on: "
+            + "; ".join(missing)
+            + f". Install sglang=={SUPPORTED_SGLANG} and run scripts/apply_patches.py apply"
+        )
+
+
+def broken_contract() -> list[str]:
+    """Every entry of CONTRACT that the installed SGLang does not fulfil, in words."""
+    problems = []
+    for name, parameters in CONTRACT.items():
+        try:
+            have = inspect.signature(_resolve(name)).parameters
+        except (ImportError, AttributeError):
+            problems.append(f"{name} does not exist")
+            continue
+        absent = [parameter for parameter in parameters if parameter not in have]
+        if absent:
+            problems.append(f"{name} has no parameter {', '.join(absent)}")
+    return problems
+
+
+def verify_registered() -> None:
+    """Raise IncompatibleError unless SGLang's plugin loader put Echo's scheduler in place."""
+    from echo_sglang.adapter.scheduler import EchoScheduler
+
+    if _resolve(SCHEDULER) is not EchoScheduler:
+        raise IncompatibleError(
+            "SGLang did not load the plugin 'echo'. Install echo_sglang into this environment "
+            "(pip install -e .), and if SGLANG_PLUGINS or SGLANG_PLATFORM is set, let the "
+            "first name 'echo' and do not let the second name another package's platform"
+        )
+
+
+def _verify_version() -> None:
+    try:
+        version = metadata.version("sglang")
+    except metadata.PackageNotFoundError:
+        version = "none"
+    if version != SUPPORTED_SGLANG:
+        raise IncompatibleError(
+            f"sglang {version} is installed, {SUPPORTED_SGLANG} is needed: "
+            f"pip install sglang=={SUPPORTED_SGLANG}"
+        )
+
+
+def _verify_patches() -> None:
+    import hashlib
+
+    spec = importlib.util.find_spec("sglang")
+    assert spec is not None and spec.origin is not None
+    root = Path(spec.origin).parent.parent
+    for name, digest in PATCHED_FILES.items():
+        path = root / name
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "absent"
+        if found != digest:
+            raise IncompatibleError(
+                f"{name} of the installed SGLang does not carry patch series {SERIES_ID}: run "
+                "scripts/apply_patches.py status, then scripts/apply_patches.py apply"
+            )
+
+
+def _resolve(name: str) -> Any:
+    """Import the longest module prefix of a dotted name, then walk attributes."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            value: Any = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            value = getattr(value, part)
+        return value
+    raise ImportError(name)

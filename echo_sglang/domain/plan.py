@@ -1,0 +1,70 @@
+"""What the co-scheduler decides for one iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ChunkAction(StrEnum):
+    """What happens to the request whose prefill is half done."""
+
+    NONE = "none"
+    """No such request."""
+    CONTINUE = "continue"
+    """It goes on in this iteration."""
+    PARK = "park"
+    """It keeps its KV and sits this iteration out."""
+    RELEASE = "release"
+    """Its KV goes to the tree, it returns to the offline pool."""
+
+
+class Reason(StrEnum):
+    """Why the plan is what it is; the log's first word."""
+
+    IDLE = "idle"
+    """Nothing to prefill."""
+    ONLINE_PREFILL = "online_prefill"
+    """Online prompts only."""
+    ONLINE_WITH_OFFLINE = "online_with_offline"
+    """Online prompts, and offline ones in the time and memory they leave."""
+    OFFLINE_PREFILL = "offline_prefill"
+    """Offline prompts fill the time that running online rows leave."""
+    NO_SLACK = "no_slack"
+    """Offline work waits: running online rows leave no time for a useful chunk."""
+    NO_MEMORY = "no_memory"
+    """Offline work waits: KV beyond the burst reserve is taken."""
+    NO_SLOT = "no_slot"
+    """Offline work waits: request slots or the decode-time share are taken."""
+    SAFE_MODE = "safe_mode"
+    """The step-time model does not know this server yet: offline work only when alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """One iteration: who is prefilled, how much, who gives way, and why.
+
+    chunk_tokens: prompt tokens to compute at most; 0 defers prefill to decode.
+    offline_tokens: how many of them offline requests may take.
+    reserve_tokens: KV that newly admitted offline requests must leave available.
+    online_order, offline_order: request ids in admission order.
+    release: offline rows that give their KV back to the tree before admission.
+    budget_s: time the SLOs leave for this iteration (inf without online rows or guard).
+    predicted_s: upper bound of the iteration's time as planned.
+    """
+
+    reason: Reason
+    chunk_tokens: int = 0
+    offline_tokens: int = 0
+    reserve_tokens: int = 0
+    online_order: tuple[str, ...] = ()
+    offline_order: tuple[str, ...] = ()
+    release: tuple[str, ...] = ()
+    chunk_action: ChunkAction = ChunkAction.NONE
+    budget_s: float = 0.0
+    predicted_s: float = 0.0
+
+    @property
+    def runs_prefill(self) -> bool:
+        """True if this iteration computes prompt tokens."""
+        return self.chunk_tokens > 0

@@ -1,0 +1,131 @@
+"""What the co-scheduler sees at one decision: plain values, taken at one moment.
+
+All times are seconds on one monotonic clock; all sizes are KV tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from echo_sglang.domain.tag import ServiceClass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineLoad:
+    """The online rows that decode now, summed.
+
+    earliest_deadline_s: the soonest next-token deadline among them, None without rows.
+    earliest_gap_s: the soonest moment at which a gap between two tokens of one of them
+    would exceed the allowed maximum, None without rows.
+    """
+
+    rows: int = 0
+    kv_tokens: int = 0
+    earliest_deadline_s: float | None = None
+    earliest_gap_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineRow:
+    """One offline row that decodes now.
+
+    private_tokens: KV that only this row holds locked, given back when it is released.
+    releasable: False while a result of it is in flight that must not be lost, or when
+    SGLang cannot resume it (multimodal, embeddings, beam search, sessions).
+    """
+
+    rid: str
+    kv_tokens: int
+    private_tokens: int
+    output_tokens: int
+    remaining_tokens: int
+    releasable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingOnline:
+    """One online request that waits for its prefill."""
+
+    rid: str
+    deadline_s: float
+    extend_tokens: int
+    prefix_tokens: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkInProgress:
+    """The request whose prefill is half done (SGLang has at most one).
+
+    deadline_s: first-token deadline of an online request, None for an offline one.
+    """
+
+    rid: str
+    service_class: ServiceClass
+    remaining_tokens: int
+    prefix_tokens: int
+    deadline_s: float | None = None
+    releasable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineCandidate:
+    """One pooled or parked offline request that could be prefilled next, best first.
+
+    extend_tokens: tokens still to compute after `prefix_tokens` served from the cache.
+    steps_parked: iterations since it was released, None if it never ran.
+    """
+
+    rid: str
+    extend_tokens: int
+    prefix_tokens: int
+    max_new_tokens: int
+    steps_parked: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryView:
+    """KV tokens of the pool.
+
+    available_tokens: free, or cached and evictable.
+    growth_tokens: what the running rows are still expected to need.
+    reserve_tokens: kept from offline work for online bursts.
+    denied_tokens: what a waiting online request was refused in the last iteration.
+    """
+
+    total_tokens: int
+    available_tokens: int
+    growth_tokens: int
+    reserve_tokens: int
+    denied_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything one decision depends on, besides the step-time model and the settings.
+
+    mixed: prefill and decode rows share an iteration (SGLang's mixed chunked prefill).
+    in_flight_s: predicted rest of the iteration that the device still computes.
+    delivery_steps: iterations until a token computed now reaches its client: 1, or 2
+    where results are processed one iteration late and the device does not run ahead.
+    chunk_cap_tokens: the server's chunked_prefill_size.
+    typical_burst_tokens: online prompt tokens that tend to arrive together.
+    pooled: offline requests that wait.
+    """
+
+    step: int
+    now_s: float
+    mixed: bool
+    page_size: int
+    chunk_cap_tokens: int
+    free_slots: int
+    memory: MemoryView
+    in_flight_s: float = 0.0
+    delivery_steps: int = 1
+    online: OnlineLoad = OnlineLoad()
+    offline_rows: tuple[OfflineRow, ...] = ()
+    waiting_online: tuple[WaitingOnline, ...] = ()
+    chunk: ChunkInProgress | None = None
+    candidates: tuple[OfflineCandidate, ...] = ()
+    pooled: int = 0
+    typical_burst_tokens: int = 0

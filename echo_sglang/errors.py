@@ -1,0 +1,46 @@
+"""Every error that echo_sglang raises on purpose.
+
+EchoError
+├── ConfigError           a flag or environment value is not allowed
+├── RequestError          a request field is not allowed (answered with HTTP 400)
+├── IncompatibleError     this SGLang (version, patches, seams) or model cannot be served
+├── PatchError            the patch set cannot be applied, checked or reverted
+├── TraceError            a decision log or step trace cannot be read
+└── WorkloadError         a workload description is empty, unordered or malformed
+
+Messages say what was given, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+
+class EchoError(Exception):
+    """Base of all deliberate errors."""
+
+
+class ConfigError(EchoError):
+    """A flag or environment value is not allowed."""
+
+
+class RequestError(EchoError):
+    """A request field is not allowed; `field` names it for the HTTP 400 body."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class IncompatibleError(EchoError):
+    """The installed SGLang or the chosen model cannot be served by this release."""
+
+
+class PatchError(EchoError):
+    """The patch set cannot be applied, checked or reverted; nothing was changed."""
+
+
+class TraceError(EchoError):
+    """A decision log or step trace cannot be read."""
+
+
+class WorkloadError(EchoError):
+    """A workload description is empty, unordered or malformed."""

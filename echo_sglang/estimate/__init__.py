@@ -1,0 +1,1 @@
+"""Estimators: values in, seconds or tokens out. Pure numpy and scipy."""

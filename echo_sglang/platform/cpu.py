@@ -1,0 +1,98 @@
+"""Out-of-tree SGLang platform for a plain CPU, with an attention backend made for chunks.
+
+SGLang finds `activate` through the entry-point group `sglang.srt.platforms`. The platform is
+chosen by name, `SGLANG_PLATFORM=echo_cpu`; an environment that merely has it installed keeps
+the platform SGLang would have picked without it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+    from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.server_args import ServerArgs
+
+PLATFORM_NAME = "echo_cpu"
+ATTENTION_BACKEND = "echo_cpu"
+
+
+def activate() -> str | None:
+    """Return the platform's class name when `SGLANG_PLATFORM` asks for it, else None.
+
+    SGLang calls this for every installed platform while it discovers one; None means "not me".
+    """
+    if os.environ.get("SGLANG_PLATFORM") != PLATFORM_NAME:
+        return None
+    register_attention_backend()
+    return f"{EchoCpuPlatform.__module__}.{EchoCpuPlatform.__qualname__}"
+
+
+def register_attention_backend() -> None:
+    """Make `--attention-backend echo_cpu` a valid choice and its default factory known.
+
+    Idempotent. The factory imports lazily: server arguments are parsed long before attention
+    layers may be imported.
+    """
+    from sglang.srt.arg_groups.choices import (
+        ATTENTION_BACKEND_CHOICES,
+        add_attention_backend_choices,
+    )
+
+    if ATTENTION_BACKEND not in ATTENTION_BACKEND_CHOICES:
+        add_attention_backend_choices([ATTENTION_BACKEND])
+
+
+def _create_attention_backend(runner: ModelRunner) -> AttentionBackend:
+    from echo_sglang.platform.cpu_attention import CpuAttentionBackend
+
+    return CpuAttentionBackend(runner)
+
+
+class EchoCpuPlatform(CpuDeviceMixin, SRTPlatform):
+    """Any x86 or ARM CPU on the native (plain torch) operator paths, collectives over gloo."""
+
+    _enum = PlatformEnum.OOT
+    capabilities = PlatformCapabilities()
+
+    def get_device(self, device_id: int = 0) -> str:
+        """Return "cpu": SGLang splits its `--device` default as a string."""
+        return self.device_type
+
+    def apply_server_args_defaults(self, server_args: ServerArgs) -> None:
+        """Pick this platform's attention backend where the user named none.
+
+        SGLang fills in `intel_amx` for `--device cpu` before platforms are asked; its kernels
+        are not in the wheel, so that is treated as "none named" too.
+        """
+        if server_args.attention_backend in (None, "intel_amx"):
+            server_args.attention_backend = ATTENTION_BACKEND
+
+    def get_default_attention_backend(self) -> str:
+        return ATTENTION_BACKEND
+
+    def get_dispatch_key_name(self) -> str:
+        return "native"
+
+    def init_backend(self) -> None:
+        """Register the attention backend in a worker process, once its modules are loaded."""
+        from sglang.srt.layers.attention import attention_registry
+
+        attention_registry.register_attention_backend(ATTENTION_BACKEND)(_create_attention_backend)
+
+    def get_compile_backend(self, mode: str | None = None) -> str:
+        return "eager"
+
+    def get_torch_profiler_activity_str(self) -> str:
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> Any:
+        import torch
+
+        return torch.profiler.ProfilerActivity.CPU

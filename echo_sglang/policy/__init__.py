@@ -1,0 +1,1 @@
+"""Pure policies: values in, decisions out. No clock, no I/O, no SGLang."""

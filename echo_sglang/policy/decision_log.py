@@ -1,0 +1,160 @@
+"""A bounded log of decisions that can be read by people and replayed by tests.
+
+A record holds the very values that `decide` got and gave; keeping them costs a reference,
+text is made only when a dump is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from echo_sglang.domain.plan import ChunkAction, Reason, StepPlan
+from echo_sglang.domain.snapshot import (
+    ChunkInProgress,
+    MemoryView,
+    OfflineCandidate,
+    OfflineRow,
+    OnlineLoad,
+    Snapshot,
+    WaitingOnline,
+)
+from echo_sglang.domain.tag import ServiceClass
+from echo_sglang.errors import TraceError
+from echo_sglang.estimate.step_time import StepTimeModel
+from echo_sglang.policy.coscheduler import CoschedulerSettings, decide
+from echo_sglang.policy.slack import SloSettings
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision with all it depended on."""
+
+    snapshot: Snapshot
+    model: StepTimeModel
+    plan: StepPlan
+
+    def replays(self, settings: CoschedulerSettings) -> bool:
+        """True if deciding again gives the same plan."""
+        return decide(self.snapshot, self.model, settings) == self.plan
+
+
+class DecisionLog:
+    """Keeps the last `size` decisions and counts their reasons since the start."""
+
+    def __init__(self, size: int) -> None:
+        self._decisions: deque[Decision] = deque(maxlen=size)
+        self.reasons: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._decisions)
+
+    def append(self, decision: Decision) -> None:
+        """Remember one decision, forgetting the oldest if full."""
+        self._decisions.append(decision)
+        name = decision.plan.reason.value
+        self.reasons[name] = self.reasons.get(name, 0) + 1
+
+    def last(self, count: int) -> list[dict[str, Any]]:
+        """The newest `count` decisions, oldest first, as short rows for people."""
+        return [_summary(decision) for decision in list(self._decisions)[-count:]]
+
+    def lines(self, settings: CoschedulerSettings) -> Iterator[str]:
+        """JSON lines: a header with the settings, then one decision each."""
+        yield json.dumps({"schema": SCHEMA_VERSION, "settings": asdict(settings)})
+        for decision in self._decisions:
+            yield json.dumps(asdict(decision), default=str)
+
+
+def read_decisions(lines: Iterable[str]) -> tuple[CoschedulerSettings, list[Decision]]:
+    """Read what `DecisionLog.lines` wrote.
+
+    Raises TraceError naming the line that is not one of them.
+    """
+    settings: CoschedulerSettings | None = None
+    decisions: list[Decision] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            if settings is None:
+                settings = _settings(values)
+            else:
+                decisions.append(_decision(values))
+        except (KeyError, TypeError, ValueError) as error:
+            raise TraceError(
+                f"decision log line {number}: {error!r}; expected what schema "
+                f"{SCHEMA_VERSION} of this release writes"
+            ) from error
+    if settings is None:
+        raise TraceError("decision log is empty; expected a header line with the settings")
+    return settings, decisions
+
+
+def _summary(decision: Decision) -> dict[str, Any]:
+    snapshot, plan = decision.snapshot, decision.plan
+    return {
+        "step": snapshot.step,
+        "reason": plan.reason.value,
+        "chunk_tokens": plan.chunk_tokens,
+        "offline_tokens": plan.offline_tokens,
+        "released": len(plan.release),
+        "chunk_action": plan.chunk_action.value,
+        "budget_ms": None if plan.budget_s == float("inf") else round(1e3 * plan.budget_s, 1),
+        "predicted_ms": round(1e3 * plan.predicted_s, 1),
+        "online_rows": snapshot.online.rows,
+        "online_waiting": len(snapshot.waiting_online),
+        "offline_rows": len(snapshot.offline_rows),
+        "pooled": snapshot.pooled,
+    }
+
+
+def _settings(values: dict[str, Any]) -> CoschedulerSettings:
+    if values["schema"] != SCHEMA_VERSION:
+        raise ValueError(f"schema {values['schema']}")
+    fields = dict(values["settings"])
+    return CoschedulerSettings(**fields | {"slo": SloSettings(**fields["slo"])})
+
+
+def _decision(values: dict[str, Any]) -> Decision:
+    model = values["model"]
+    return Decision(
+        snapshot=_snapshot(values["snapshot"]),
+        model=StepTimeModel(**model | {"weights_s": tuple(model["weights_s"])}),
+        plan=_plan(values["plan"]),
+    )
+
+
+def _snapshot(values: dict[str, Any]) -> Snapshot:
+    chunk = values["chunk"]
+    if chunk is not None:
+        service_class = ServiceClass(chunk["service_class"])
+        chunk = ChunkInProgress(**chunk | {"service_class": service_class})
+    return Snapshot(
+        **values
+        | {
+            "memory": MemoryView(**values["memory"]),
+            "online": OnlineLoad(**values["online"]),
+            "offline_rows": tuple(OfflineRow(**row) for row in values["offline_rows"]),
+            "waiting_online": tuple(WaitingOnline(**w) for w in values["waiting_online"]),
+            "candidates": tuple(OfflineCandidate(**c) for c in values["candidates"]),
+            "chunk": chunk,
+        }
+    )
+
+
+def _plan(values: dict[str, Any]) -> StepPlan:
+    return StepPlan(
+        **values
+        | {
+            "reason": Reason(values["reason"]),
+            "chunk_action": ChunkAction(values["chunk_action"]),
+            "online_order": tuple(values["online_order"]),
+            "offline_order": tuple(values["offline_order"]),
+            "release": tuple(values["release"]),
+        }
+    )

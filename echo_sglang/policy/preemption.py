@@ -1,0 +1,81 @@
+"""Which offline rows give way, and to what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from echo_sglang.domain.batch import BatchShape
+from echo_sglang.domain.snapshot import OfflineRow, Snapshot
+from echo_sglang.estimate.step_time import StepTimeModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """What online requests lack: KV tokens and request slots; zero when nothing."""
+
+    tokens: int = 0
+    slots: int = 0
+
+    def __bool__(self) -> bool:
+        return self.tokens > 0 or self.slots > 0
+
+
+def online_shortage(snapshot: Snapshot) -> Shortage:
+    """What waiting online requests need beyond what is free, evictable or growing."""
+    waiting = snapshot.waiting_online
+    if not waiting:
+        return Shortage()
+    need = sum(w.extend_tokens + w.max_new_tokens + snapshot.page_size for w in waiting) + 1
+    memory = snapshot.memory
+    need += memory.denied_tokens
+    have = memory.available_tokens - memory.growth_tokens
+    return Shortage(tokens=max(need - have, 0), slots=max(len(waiting) - snapshot.free_slots, 0))
+
+
+def rows_for_shortage(rows: tuple[OfflineRow, ...], shortage: Shortage) -> tuple[OfflineRow, ...]:
+    """The fewest rows that cover a shortage; those that give back most KV go first."""
+    chosen: list[OfflineRow] = []
+    tokens = 0
+    by_gain = sorted(rows, key=lambda row: (-_gain_tokens(row), row.output_tokens))
+    for row in by_gain:
+        if tokens >= shortage.tokens and len(chosen) >= shortage.slots:
+            break
+        if row.releasable:
+            chosen.append(row)
+            tokens += _gain_tokens(row)
+    return tuple(chosen)
+
+
+def rows_for_time(
+    rows: tuple[OfflineRow, ...], snapshot: Snapshot, model: StepTimeModel, budget_s: float
+) -> tuple[OfflineRow, ...]:
+    """The fewest rows whose absence lets a decode step end within `budget_s`.
+
+    Tried in doubling numbers, the youngest first: they lose least if their KV is evicted.
+    Empty when releasing does not help: even online rows alone take longer.
+    """
+    youngest = sorted(
+        (row for row in rows if row.releasable), key=lambda row: (row.output_tokens, row.kv_tokens)
+    )
+    if not youngest or model.upper(decode_shape(snapshot, rows)) <= budget_s:
+        return ()
+    count = 1
+    while count < 2 * len(youngest):
+        released = tuple(youngest[:count])
+        kept = tuple(row for row in rows if row not in released)
+        if model.upper(decode_shape(snapshot, kept)) <= budget_s:
+            return released
+        count *= 2
+    return ()
+
+
+def decode_shape(snapshot: Snapshot, offline_rows: tuple[OfflineRow, ...]) -> BatchShape:
+    """The decode part of an iteration with these offline rows beside the online ones."""
+    return BatchShape(
+        decode_rows=snapshot.online.rows + len(offline_rows),
+        decode_kv_tokens=snapshot.online.kv_tokens + sum(row.kv_tokens for row in offline_rows),
+    )
+
+
+def _gain_tokens(row: OfflineRow) -> int:
+    return row.private_tokens + row.remaining_tokens

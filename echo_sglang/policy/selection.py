@@ -1,0 +1,70 @@
+"""From pool order to candidates of one iteration: cached first, nothing computed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from echo_sglang.domain.snapshot import OfflineCandidate
+from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionSettings:
+    """limit: candidates per iteration. slack_tokens: fewer may be computed twice."""
+
+    limit: int = 32
+    slack_tokens: int = 32
+
+
+def select_candidates(
+    pool: OfflinePool,
+    probe: Callable[[OfflineEntry], int],
+    *,
+    now_s: float,
+    step: int,
+    wanted_tokens: int,
+    settings: SelectionSettings,
+) -> tuple[OfflineCandidate, ...]:
+    """Candidates in the order to admit them, enough to fill `wanted_tokens` of prefill.
+
+    probe: tokens of an entry that the KV cache holds now; it must not disturb the cache.
+    A request whose next uncached tokens an earlier candidate is about to compute waits for
+    it: one iteration later it finds them in the cache.
+    """
+    chosen: list[OfflineCandidate] = []
+    computing: list[tuple[OfflineEntry, int]] = []
+    tokens = 0
+    for entry in pool.candidates(settings.limit, now_s):
+        cached = min(probe(entry), len(entry.tokens) - 1)
+        if _computed_by_another(pool, entry, cached, computing, settings.slack_tokens):
+            continue
+        extend = len(entry.tokens) - cached
+        chosen.append(
+            OfflineCandidate(
+                rid=entry.rid,
+                extend_tokens=extend,
+                prefix_tokens=cached,
+                max_new_tokens=entry.max_new_tokens,
+                steps_parked=None if entry.parked_at_step is None else step - entry.parked_at_step,
+            )
+        )
+        computing.append((entry, cached))
+        tokens += extend
+        if tokens >= wanted_tokens:
+            break
+    return tuple(chosen)
+
+
+def _computed_by_another(
+    pool: OfflinePool,
+    entry: OfflineEntry,
+    cached: int,
+    computing: list[tuple[OfflineEntry, int]],
+    slack_tokens: int,
+) -> bool:
+    for other, other_cached in computing:
+        shared = pool.shared_depth(entry, other)
+        if shared > max(cached, other_cached) + slack_tokens:
+            return True
+    return False

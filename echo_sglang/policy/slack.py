@@ -1,0 +1,88 @@
+"""How much time the SLOs of online requests leave for one iteration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from echo_sglang.domain.snapshot import Snapshot, WaitingOnline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SloSettings:
+    """Server-wide SLOs and how cautiously they are used.
+
+    max_gap_factor: no gap between two tokens may exceed this many TPOT SLOs.
+    ttft_margin, tpot_margin: share of each SLO that is planned with; the rest absorbs
+    what the scheduler does not see (tokenization, HTTP, detokenization).
+    """
+
+    ttft_slo_s: float
+    tpot_slo_s: float
+    max_gap_factor: float = 3.0
+    ttft_margin: float = 0.85
+    tpot_margin: float = 0.85
+
+    def __post_init__(self) -> None:
+        assert self.ttft_slo_s > 0 and self.tpot_slo_s > 0
+        assert 0 < self.ttft_margin <= 1 and 0 < self.tpot_margin <= 1
+
+
+def first_token_deadline(arrival_s: float, ttft_slo_s: float, slo: SloSettings) -> float:
+    """When the first token must be computed."""
+    return arrival_s + slo.ttft_margin * ttft_slo_s
+
+
+def next_token_deadline(
+    first_token_s: float, output_tokens: int, tpot_slo_s: float, slo: SloSettings
+) -> float:
+    """When token number `output_tokens` + 1 must be computed, counted from the first.
+
+    A request that ran ahead of its TPOT owns slack, one that is late owes it.
+    """
+    return first_token_s + output_tokens * slo.tpot_margin * tpot_slo_s
+
+
+def decode_budget(snapshot: Snapshot) -> float:
+    """Seconds until the next token of some online row is due; inf without online rows.
+
+    Divided among the iterations that a token needs to reach its client.
+    """
+    online = snapshot.online
+    if online.earliest_deadline_s is None:
+        return math.inf
+    due_s = online.earliest_deadline_s
+    if online.earliest_gap_s is not None:
+        due_s = min(due_s, online.earliest_gap_s)
+    return _share(snapshot, due_s)
+
+
+def gap_budget(snapshot: Snapshot) -> float:
+    """Seconds until a gap between two tokens of some online row gets too long."""
+    gap_s = snapshot.online.earliest_gap_s
+    return math.inf if gap_s is None else _share(snapshot, gap_s)
+
+
+def arrival_guard(burst_prefill_s: float, slo: SloSettings) -> float:
+    """Longest iteration that a burst arriving at its start can still absorb.
+
+    Never below one TPOT SLO: a guard that forbids all offline work protects nobody.
+    """
+    return max(slo.ttft_margin * slo.ttft_slo_s - burst_prefill_s, slo.tpot_slo_s)
+
+
+def in_deadline_order(
+    waiting: tuple[WaitingOnline, ...], now_s: float, prefill_s: dict[str, float]
+) -> tuple[WaitingOnline, ...]:
+    """Earliest deadline first; those that can no longer make it come after those that can."""
+
+    def key(request: WaitingOnline) -> tuple[bool, float]:
+        hopeless = now_s + prefill_s[request.rid] > request.deadline_s
+        return hopeless, request.deadline_s
+
+    return tuple(sorted(waiting, key=key))
+
+
+def _share(snapshot: Snapshot, due_s: float) -> float:
+    left_s = due_s - snapshot.now_s - snapshot.in_flight_s
+    return left_s / snapshot.delivery_steps

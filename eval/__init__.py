@@ -1,0 +1,1 @@
+"""Experiments: each one starts real servers, plays a workload and leaves a table and a plot."""

@@ -1,0 +1,28 @@
+"""Packaging of echo_sglang; the pins are the ones the patch set was made for."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="echo-sglang",
+    version="0.1.0",
+    description="Online and offline LLM requests on one SGLang server, online SLOs kept",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.12",
+    packages=find_packages(include=["echo_sglang", "echo_sglang.*"]),
+    package_data={"echo_sglang": ["py.typed"]},
+    install_requires=[
+        "sglang==0.5.23",
+        "numpy",
+        "scipy",
+        "prometheus-client",
+    ],
+    extras_require={
+        "eval": ["httpx", "matplotlib", "pandas"],
+        "test": ["pytest", "hypothesis", "httpx", "pandas"],
+        "dev": ["ruff", "mypy", "import-linter", "pytest", "hypothesis"],
+    },
+    entry_points={
+        "sglang.srt.plugins": ["echo = echo_sglang.adapter.plugin:register"],
+        "sglang.srt.platforms": ["echo_cpu = echo_sglang.platform.cpu:activate"],
+    },
+)

@@ -1,0 +1,317 @@
+"""decide(): who runs, how much, who gives way. MODEL is 10 ms + 1 ms a token + 5 ms a row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from echo_sglang.domain.plan import ChunkAction, Reason
+from echo_sglang.domain.snapshot import ChunkInProgress, MemoryView
+from echo_sglang.domain.tag import ServiceClass
+from echo_sglang.estimate.step_time import StepTimeModel
+from echo_sglang.policy.coscheduler import decide
+
+from .builders import MODEL, SETTINGS, candidate, memory, online, row, snapshot, waiting
+
+
+def test_an_empty_server_idles() -> None:
+    plan = decide(snapshot(), MODEL, SETTINGS)
+    assert plan.reason is Reason.IDLE
+    assert not plan.runs_prefill
+
+
+def test_an_offline_prompt_alone_gets_the_whole_chunk() -> None:
+    # guard: 2.0 s - 10 ms = 1.99 s, far more than 512 tokens need (0.522 s)
+    plan = decide(snapshot(candidates=(candidate("a", tokens=900),)), MODEL, SETTINGS)
+    assert plan.reason is Reason.OFFLINE_PREFILL
+    assert plan.chunk_tokens == plan.offline_tokens == 512
+    assert plan.offline_order == ("a",)
+
+
+def test_the_offline_chunk_ends_before_the_next_online_token_is_due() -> None:
+    # 200 ms left; 10 ms + 2 rows * 5 ms leave 180 tokens of 1 ms
+    plan = decide(
+        snapshot(online=online(2, due_in_s=0.2), candidates=(candidate("a", tokens=900),)),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.chunk_tokens == 180
+    assert plan.predicted_s == pytest.approx(0.2, abs=1e-5)
+
+
+def test_without_mixed_chunks_the_decode_step_that_follows_counts_too() -> None:
+    # 10 ms + c * 1 ms for the prefill, then 10 ms + 2 * 5 ms to decode: c = 170
+    plan = decide(
+        snapshot(
+            mixed=False, online=online(2, due_in_s=0.2), candidates=(candidate("a", tokens=900),)
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.chunk_tokens == 170
+
+
+def test_offline_work_waits_when_no_useful_chunk_fits() -> None:
+    # 30 ms left; 10 + 10 ms are gone, 10 tokens are fewer than min_chunk_tokens = 16
+    plan = decide(
+        snapshot(online=online(2, due_in_s=0.03), candidates=(candidate("a", tokens=900),)),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.reason is Reason.NO_SLACK
+    assert not plan.runs_prefill
+
+
+def test_a_late_online_row_gets_no_offline_chunk_beside_it() -> None:
+    plan = decide(
+        snapshot(online=online(1, due_in_s=-0.5), candidates=(candidate("a", tokens=900),)),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.reason is Reason.NO_SLACK
+
+
+def test_online_prompts_go_in_deadline_order_and_the_hopeless_last() -> None:
+    # "late" needs 310 ms and has 100 ms: it goes after those that can make it
+    requests = (
+        waiting("late", tokens=300, due_in_s=0.1),
+        waiting("far", tokens=50, due_in_s=1.5),
+        waiting("near", tokens=50, due_in_s=0.9),
+    )
+    plan = decide(snapshot(waiting_online=requests), MODEL, SETTINGS)
+    assert plan.online_order == ("near", "far", "late")
+
+
+def test_offline_fills_what_online_prompts_leave_of_the_chunk() -> None:
+    # 250 ms until the next token: 10 + 5 + 100 online + 135 offline
+    plan = decide(
+        snapshot(
+            online=online(1, due_in_s=0.25),
+            waiting_online=(waiting("w", tokens=100),),
+            candidates=(candidate("a", tokens=900),),
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.reason is Reason.ONLINE_WITH_OFFLINE
+    assert (plan.chunk_tokens, plan.offline_tokens) == (235, 135)
+
+
+def test_online_prompts_run_even_without_slack() -> None:
+    plan = decide(
+        snapshot(online=online(1, due_in_s=-1.0), waiting_online=(waiting("w", tokens=100),)),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.reason is Reason.ONLINE_PREFILL
+    assert plan.chunk_tokens == 100
+
+
+def test_running_rows_wait_one_longer_gap_if_the_burst_would_miss_its_ttft() -> None:
+    # 5 x 200 tokens at 285 a step of 0.3 s need 4 steps = 1.2 s; due in 1.1 s
+    burst = tuple(waiting(f"w{i}", tokens=200, due_in_s=1.1) for i in range(5))
+    relaxed = decide(
+        snapshot(online=online(1, due_in_s=0.3), waiting_online=burst), MODEL, SETTINGS
+    )
+    assert relaxed.chunk_tokens == 512  # up to the gap of 0.9 s, capped by the server's chunk
+    patient = tuple(waiting(f"w{i}", tokens=200, due_in_s=1.9) for i in range(5))
+    kept = decide(snapshot(online=online(1, due_in_s=0.3), waiting_online=patient), MODEL, SETTINGS)
+    assert kept.chunk_tokens == 285
+
+
+def test_offline_rows_give_way_when_online_lacks_memory() -> None:
+    # w needs 1,000 + 24 + 1 + 1; 500 are there; each row gives back 150 private + 12 to come
+    plan = decide(
+        snapshot(
+            memory=memory(available=500),
+            waiting_online=(waiting("w", tokens=1_000),),
+            offline_rows=tuple(row(f"r{i}") for i in range(6)),
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert len(plan.release) == 4  # 4 * 162 = 648 >= 526 > 3 * 162
+    assert plan.offline_order == ()
+
+
+def test_offline_rows_give_way_when_online_lacks_a_slot() -> None:
+    plan = decide(
+        snapshot(
+            free_slots=0,
+            waiting_online=(waiting("w", tokens=10), waiting("v", tokens=10)),
+            offline_rows=tuple(row(f"r{i}") for i in range(6)),
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert len(plan.release) == 2
+
+
+def test_the_fewest_youngest_offline_rows_give_way_when_time_is_short() -> None:
+    # 10 ms + 5 ms a row; 60 ms left allow 10 rows, 13 run: 4 must go (doubling: 1, 2, 4)
+    rows = tuple(row(f"r{i}", output=20 - i) for i in range(12))
+    plan = decide(
+        snapshot(online=online(1, due_in_s=0.06), offline_rows=rows), MODEL, SETTINGS
+    )
+    assert sorted(plan.release) == ["r10", "r11", "r8", "r9"]
+
+
+def test_rows_that_cannot_be_resumed_are_never_released() -> None:
+    rows = tuple(row(f"r{i}", releasable=False) for i in range(6))
+    plan = decide(
+        snapshot(free_slots=0, waiting_online=(waiting("w", tokens=10),), offline_rows=rows),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.release == ()
+
+
+def test_offline_leaves_the_burst_reserve_alone() -> None:
+    # room 1,500 - 1,000 reserve = 500; one request needs 300 + 16 + 1, two do not fit
+    several = tuple(candidate(f"c{i}", tokens=300) for i in range(3))
+    plan = decide(
+        snapshot(
+            memory=memory(available=1_500),
+            online=online(1, due_in_s=5.0),
+            candidates=several,
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.offline_order == ("c0",)
+    assert plan.reserve_tokens == 1_000
+
+
+def test_a_prompt_larger_than_the_pool_less_reserve_still_runs_alone() -> None:
+    plan = decide(snapshot(candidates=(candidate("a", tokens=9_500),)), MODEL, SETTINGS)
+    assert plan.offline_order == ("a",)
+    assert plan.reserve_tokens == 0
+
+
+def test_a_released_row_stays_away_for_some_iterations() -> None:
+    fresh = decide(snapshot(candidates=(candidate("a", tokens=9, parked=1),)), MODEL, SETTINGS)
+    assert fresh.offline_order == ()
+    rested = decide(snapshot(candidates=(candidate("a", tokens=9, parked=4),)), MODEL, SETTINGS)
+    assert rested.offline_order == ("a",)
+
+
+def chunk_of(service_class: ServiceClass, remaining: int) -> ChunkInProgress:
+    return ChunkInProgress(
+        rid="half",
+        service_class=service_class,
+        remaining_tokens=remaining,
+        prefix_tokens=100,
+        deadline_s=11.0 if service_class is ServiceClass.ONLINE else None,
+    )
+
+
+def test_an_offline_chunk_is_parked_while_a_short_online_prompt_passes() -> None:
+    plan = decide(
+        snapshot(
+            chunk=chunk_of(ServiceClass.OFFLINE, 400), waiting_online=(waiting("w", tokens=100),)
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.chunk_action is ChunkAction.PARK
+    assert plan.chunk_tokens == 100
+
+
+def test_an_offline_chunk_is_released_for_an_online_prompt_that_must_be_cut_itself() -> None:
+    plan = decide(
+        snapshot(
+            chunk=chunk_of(ServiceClass.OFFLINE, 400), waiting_online=(waiting("w", tokens=900),)
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.chunk_action is ChunkAction.RELEASE
+
+
+def test_an_online_chunk_goes_on_before_other_online_prompts() -> None:
+    plan = decide(
+        snapshot(
+            chunk=chunk_of(ServiceClass.ONLINE, 50), waiting_online=(waiting("w", tokens=100),)
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.chunk_action is ChunkAction.CONTINUE
+    assert plan.chunk_tokens == 150
+
+
+def test_an_untrained_model_keeps_offline_work_away_from_online_rows() -> None:
+    plan = decide(
+        snapshot(online=online(1, due_in_s=5.0), candidates=(candidate("a", tokens=90),)),
+        StepTimeModel(),
+        SETTINGS,
+    )
+    assert plan.reason is Reason.SAFE_MODE
+    assert not plan.runs_prefill
+
+
+def test_an_untrained_model_learns_on_small_chunks_when_nobody_is_online() -> None:
+    plan = decide(snapshot(candidates=(candidate("a", tokens=900),)), StepTimeModel(), SETTINGS)
+    assert plan.reason is Reason.SAFE_MODE
+    assert plan.chunk_tokens == 32
+    grown = decide(
+        snapshot(candidates=(candidate("a", tokens=900),)),
+        StepTimeModel(largest_extend_tokens=64),
+        SETTINGS,
+    )
+    assert grown.chunk_tokens == 128  # at most twice what was measured
+
+
+def test_offline_rows_are_not_admitted_beyond_the_decode_share() -> None:
+    # 0.59 * 300 ms = 177 ms hold 10 ms + 33 rows * 5 ms; 32 decode already
+    rows = tuple(row(f"r{i}") for i in range(32))
+    two = (candidate("a", tokens=20), candidate("b", tokens=20))
+    plan = decide(
+        snapshot(offline_rows=rows, free_slots=100, candidates=two),
+        MODEL,
+        replace(SETTINGS, decode_share=0.59),
+    )
+    assert plan.offline_order == ("a",)
+
+
+def test_the_reserve_of_a_full_pool_says_no_memory() -> None:
+    full = MemoryView(
+        total_tokens=10_000, available_tokens=900, growth_tokens=0, reserve_tokens=1_000
+    )
+    plan = decide(
+        snapshot(
+            memory=full, online=online(1, due_in_s=5.0), candidates=(candidate("a", tokens=20),)
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.reason is Reason.NO_MEMORY
+
+
+def test_a_result_delivered_one_iteration_late_halves_the_budget() -> None:
+    # 200 ms in two iterations: 100 ms = 10 + 5 + 85 tokens
+    plan = decide(
+        snapshot(
+            delivery_steps=2,
+            online=online(1, due_in_s=0.2),
+            candidates=(candidate("a", tokens=900),),
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.chunk_tokens == 85
+
+
+def test_a_batch_in_flight_eats_into_the_budget() -> None:
+    # 200 ms less 50 ms in flight: 150 = 10 + 5 + 135 tokens
+    plan = decide(
+        snapshot(
+            in_flight_s=0.05,
+            online=online(1, due_in_s=0.2),
+            candidates=(candidate("a", tokens=900),),
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.chunk_tokens == 135

@@ -1,0 +1,87 @@
+"""Candidates: nothing is computed twice, the cache is asked but not told."""
+
+from __future__ import annotations
+
+from array import array
+
+from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool, PoolSettings
+from echo_sglang.policy.selection import SelectionSettings, select_candidates
+
+
+def filled(documents: int, questions: int) -> OfflinePool:
+    pool = OfflinePool()
+    for question in range(questions):
+        for document in range(documents):
+            tokens = array("q", [document + 1] * 200 + [100 + question] * 10)
+            pool.add(
+                OfflineEntry(
+                    rid=f"{document}-{question}", tokens=tokens, arrival_s=0.0, max_new_tokens=8
+                )
+            )
+    return pool
+
+
+def select(pool: OfflinePool, cached: dict[str, int], wanted: int = 10_000) -> list[str]:
+    candidates = select_candidates(
+        pool,
+        lambda entry: cached.get(entry.rid[0], 0),
+        now_s=0.0,
+        step=7,
+        wanted_tokens=wanted,
+        settings=SelectionSettings(limit=32),
+    )
+    return [candidate.rid for candidate in candidates]
+
+
+def test_only_one_request_of_a_cold_document_is_tried_at_once() -> None:
+    chosen = select(filled(documents=3, questions=4), cached={})
+    assert len(chosen) == len({rid[0] for rid in chosen})
+
+
+def test_all_questions_of_a_cached_document_are_tried_together() -> None:
+    pool = filled(documents=2, questions=4)
+    pool.admit("0-0")  # document 0 is the group at work
+    assert select(pool, cached={"0": 200})[:3] == ["0-1", "0-2", "0-3"]
+
+
+def test_no_more_candidates_are_probed_than_the_chunk_needs() -> None:
+    pool = filled(documents=1, questions=30)
+    pool.admit("0-0")
+    # each needs 10 tokens beyond its cached document: 4 fill 40
+    assert len(select(pool, cached={"0": 200}, wanted=40)) == 4
+
+
+def test_urgent_then_overdue_then_parked_come_before_the_group_at_work() -> None:
+    pool = OfflinePool(PoolSettings(max_wait_s=100.0, urgent_before_s=60.0))
+
+    def add(rid: str, arrival_s: float, deadline_s: float | None, parked: int | None) -> None:
+        pool.add(
+            OfflineEntry(
+                rid=rid,
+                tokens=array("q", [ord(rid[0])] * 80),
+                arrival_s=arrival_s,
+                max_new_tokens=8,
+                deadline_s=deadline_s,
+                parked_at_step=parked,
+            )
+        )
+
+    add("plain", 950.0, None, None)
+    add("later", 950.0, 5_000.0, None)
+    add("kept", 950.0, None, 3)
+    add("old", 100.0, None, None)
+    add("due", 950.0, 1_050.0, None)
+    order = [entry.rid for entry in pool.candidates(8, now_s=1_000.0)]
+    assert order[:3] == ["due", "old", "kept"]
+    assert sorted(order[3:]) == ["later", "plain"]
+
+
+def test_a_request_that_is_already_cached_goes_before_a_cold_group() -> None:
+    pool = OfflinePool()
+    for rid, first in (("cold", 1), ("warm", 2)):
+        tokens = array("q", [first] * 200)
+        pool.add(
+            OfflineEntry(rid=rid, tokens=tokens, arrival_s=0.0, max_new_tokens=8),
+            cached_tokens=150 if rid == "warm" else 0,
+        )
+    assert [entry.rid for entry in pool.candidates(2, now_s=0.0)] == ["warm", "cold"]
