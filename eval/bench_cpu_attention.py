@@ -30,7 +30,6 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 
 from echo_sglang.platform.cpu_attention import CpuAttentionBackend
 from eval.harness.provenance import collect_provenance
-from eval.harness.report import text_table
 from eval.harness.server import REPOSITORY
 
 HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
@@ -165,18 +164,19 @@ def _time_us(call: Callable[[], torch.Tensor]) -> float:
 
 def report(measurements: list[Measurement]) -> str:
     """The table for people."""
-    header = ("one layer's call", "torch_native us", "echo_cpu us", "ratio", "to reach")
-    rows = [
-        (
-            measured.case,
-            f"{measured.torch_native_us:,.0f}",
-            f"{measured.echo_cpu_us:,.0f}",
-            f"{measured.ratio:.1f}",
-            "" if measured.target is None else f"{measured.target:.1f}",
+    line = "{:46} {:>15} {:>12} {:>7} {:>9}".format
+    lines = [line("one layer's call", "torch_native us", "echo_cpu us", "ratio", "to reach")]
+    for measured in measurements:
+        lines.append(
+            line(
+                measured.case,
+                f"{measured.torch_native_us:,.0f}",
+                f"{measured.echo_cpu_us:,.0f}",
+                f"{measured.ratio:.1f}",
+                "" if measured.target is None else f"{measured.target:.1f}",
+            )
         )
-        for measured in measurements
-    ]
-    return text_table(header, rows)
+    return "\n".join(lines)
 
 
 def main() -> int:

@@ -279,8 +279,8 @@ def _play(server: Server, client: LoadClient, workload: Workload) -> RunRecord:
     server.flush_cache()
     record = asyncio.run(client.play(workload))
     server.check_alive()
-    if record.online and not any(r.finished for r in record.online):
-        raise ServerError(f"no online request was answered; {server.log_tail()}")
+    if record.refused:
+        raise ServerError(f"every chat message failed, {record.refused}; {server.log_tail()}")
     return record
 
 

@@ -169,8 +169,8 @@ async def _play(
         if sys.stderr.isatty():
             print(file=sys.stderr)
     server.check_alive()
-    if run.online and not any(record.finished for record in run.online):
-        raise ServerError(f"no chat message was answered; {server.log_tail()}")
+    if run.refused:
+        raise ServerError(f"every chat message failed, {run.refused}; {server.log_tail()}")
     return run, watcher.status
 
 

@@ -50,8 +50,7 @@ def can_wait_as_tokens(recv_req: TokenizedGenerateReqInput) -> bool:
     """
     params = recv_req.sampling_params
     has_grammar = any(
-        getattr(params, name, None)
-        for name in ("json_schema", "regex", "ebnf", "structural_tag")
+        getattr(params, name, None) for name in ("json_schema", "regex", "ebnf", "structural_tag")
     )
     return not (
         has_grammar

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi import Response
+
 DUMP_KEY = "echo_dump"
 """The key of SGLang's set_internal_state that asks the scheduler to dump its decisions."""
 
 
 def install_routes() -> None:
     """Add the routes to SGLang's application; call in the HTTP process before it serves."""
-    from fastapi import Response
     from sglang.srt.entrypoints import http_server
     from sglang.srt.managers.io_struct import SetInternalStateReq
 

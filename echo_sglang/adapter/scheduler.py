@@ -206,8 +206,9 @@ class EchoScheduler(Scheduler):
         self._release(plan, running_batch, now_s)
         if plan.runs_prefill:
             running_batch.batch_is_full = False
-        super()._should_defer_prefill(running_batch)
-        return not plan.runs_prefill and not self.grammar_manager.has_waiting_grammars()
+        deferred = super()._should_defer_prefill(running_batch)
+        compiling = self.grammar_manager.has_waiting_grammars()
+        return deferred or not (plan.runs_prefill or compiling)
 
     def _release(self, plan: StepPlan, running_batch: ScheduleBatch, now_s: float) -> None:
         if plan.release:

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from echo_sglang.adapter.scheduler import EchoScheduler
 
 
-def take_snapshot(
-    scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s: float
-) -> Snapshot:
+def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s: float) -> Snapshot:
     """Values only: nothing in it changes when the scheduler goes on. O(running rows)."""
     online, offline_rows = _running(scheduler, running_batch)
     waiting = tuple(_waiting_online(scheduler, req, now_s) for req in scheduler.waiting_queue)

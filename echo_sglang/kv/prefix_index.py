@@ -104,6 +104,13 @@ class PrefixIndex(Generic[Key]):
             node = child
         return node.count
 
+    def path(self, key: Key) -> Iterator[Node[Key]]:
+        """The nodes from where a prompt ends up to, but without, the root."""
+        node: Node[Key] | None = self._leaf_of[key]
+        while node is not None and node.parent is not None:
+            yield node
+            node = node.parent
+
     def best_child(self, node: Node[Key]) -> Node[Key] | None:
         """The child whose requests save most by running together; ties by arrival.
 

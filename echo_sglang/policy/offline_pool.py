@@ -24,7 +24,7 @@ class OfflineEntry:
 
     tokens: its prompt, or prompt and output so far if it ran before (int64 ids).
     deadline_s: on the scheduler's clock, or None. parked_at_step: iteration in which it
-    was released, None if it never ran. prefilled: its group's prefix was being computed.
+    was released, None if it never ran.
     """
 
     rid: str
@@ -105,7 +105,9 @@ class OfflinePool:
         """Take a request out because it runs now; its siblings become the group at work."""
         entry = self._entries.pop(rid)
         nearest = self._index.remove(rid)
-        if self._parked.pop(rid, "fresh") == "fresh":
+        if rid in self._parked:
+            del self._parked[rid]
+        else:
             self._cursor = nearest
         return entry
 
@@ -121,17 +123,12 @@ class OfflinePool:
                 break
         return [self._entries[rid] for rid in chosen]
 
-    def shared_depth(self, first: OfflineEntry, second: OfflineEntry) -> int:
-        """Number of leading tokens that two entries of the pool have in common."""
-        high = min(len(first.tokens), len(second.tokens))
-        low = 0
-        while low < high:
-            middle = (low + high + 1) // 2
-            if first.tokens[low:middle] == second.tokens[low:middle]:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+    def path(self, rid: str, *, deeper_than: int) -> list[int]:
+        """Identities of the prefixes of a request that end beyond `deeper_than` tokens.
+
+        Two requests of the pool share a prefix that long exactly if the lists intersect.
+        """
+        return [id(node) for node in self._index.path(rid) if node.depth > deeper_than]
 
     def _in_order(self, now_s: float) -> Iterator[str]:
         yield from self._urgent(now_s)

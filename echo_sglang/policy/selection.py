@@ -33,12 +33,15 @@ def select_candidates(
     it: one iteration later it finds them in the cache.
     """
     chosen: list[OfflineCandidate] = []
-    computing: list[tuple[OfflineEntry, int]] = []
+    computing: set[int] = set()
     tokens = 0
     for entry in pool.candidates(settings.limit, now_s):
         cached = min(probe(entry), len(entry.tokens) - 1)
-        if _computed_by_another(pool, entry, cached, computing, settings.slack_tokens):
+        uncached_path = pool.path(entry.rid, deeper_than=cached + settings.slack_tokens)
+        if not computing.isdisjoint(uncached_path):
             continue
+        computing.update(uncached_path)
+        parked_at = entry.parked_at_step
         extend = len(entry.tokens) - cached
         chosen.append(
             OfflineCandidate(
@@ -46,25 +49,10 @@ def select_candidates(
                 extend_tokens=extend,
                 prefix_tokens=cached,
                 max_new_tokens=entry.max_new_tokens,
-                steps_parked=None if entry.parked_at_step is None else step - entry.parked_at_step,
+                steps_parked=None if parked_at is None else step - parked_at,
             )
         )
-        computing.append((entry, cached))
         tokens += extend
         if tokens >= wanted_tokens:
             break
     return tuple(chosen)
-
-
-def _computed_by_another(
-    pool: OfflinePool,
-    entry: OfflineEntry,
-    cached: int,
-    computing: list[tuple[OfflineEntry, int]],
-    slack_tokens: int,
-) -> bool:
-    for other, other_cached in computing:
-        shared = pool.shared_depth(entry, other)
-        if shared > max(cached, other_cached) + slack_tokens:
-            return True
-    return False

@@ -90,6 +90,14 @@ class RunRecord:
     online: tuple[OnlineRecord, ...]
     offline: tuple[OfflineRecord, ...]
 
+    @property
+    def refused(self) -> str | None:
+        """The first error, if every online request met one; being late is no error."""
+        errors = [r.error for r in self.online]
+        if not errors or any(error in (None, UNFINISHED) for error in errors):
+            return None
+        return errors[0]
+
     def to_json(self) -> dict[str, Any]:
         """All records as JSON values."""
         return asdict(self)

@@ -126,11 +126,15 @@ class LiveServer:
 
     def stream(self, path: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Every `data:` event of a streaming answer, `[DONE]` left out."""
+        return list(self.iterate(path, body))
+
+    def iterate(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """As `stream`, but event by event while the server still generates."""
         with self._client.stream("POST", path, json={**body, "stream": True}) as response:
             if response.status_code != 200:
                 response.read()
                 raise AssertionError(f"{path} answered {response.status_code}: {response.text}")
-            return list(events(response.iter_lines()))
+            yield from events(response.iter_lines())
 
 
 def events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:

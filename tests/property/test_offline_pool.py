@@ -11,9 +11,7 @@ from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool
 
 
 def entry(rid: str, tokens: list[int], arrival_s: float = 0.0) -> OfflineEntry:
-    return OfflineEntry(
-        rid=rid, tokens=array("q", tokens), arrival_s=arrival_s, max_new_tokens=8
-    )
+    return OfflineEntry(rid=rid, tokens=array("q", tokens), arrival_s=arrival_s, max_new_tokens=8)
 
 
 @settings(max_examples=60, deadline=None)

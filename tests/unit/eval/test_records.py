@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -126,3 +127,11 @@ def test_a_run_without_offline_work_has_no_offline_rates() -> None:
 def test_a_run_survives_the_way_through_json() -> None:
     run = run_of(offline(50.0))
     assert RunRecord.from_json(json.loads(json.dumps(run.to_json()))) == run
+
+
+def test_a_run_is_refused_only_if_every_message_met_an_error_other_than_being_late() -> None:
+    late = online(first_s=None, last_s=None, error=UNFINISHED)
+    broken = online(first_s=None, last_s=None, error="HTTP 500")
+    assert replace(run_of(), online=(broken, broken)).refused == "HTTP 500"
+    assert replace(run_of(), online=(broken, late)).refused is None
+    assert replace(run_of(), online=()).refused is None

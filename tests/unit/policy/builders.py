@@ -64,7 +64,11 @@ def online(rows: int, *, due_in_s: float, now_s: float = 10.0) -> OnlineLoad:
 
 def waiting(rid: str, *, tokens: int, due_in_s: float = 2.0) -> WaitingOnline:
     return WaitingOnline(
-        rid=rid, deadline_s=10.0 + due_in_s, extend_tokens=tokens, prefix_tokens=0, max_new_tokens=24
+        rid=rid,
+        deadline_s=10.0 + due_in_s,
+        extend_tokens=tokens,
+        prefix_tokens=0,
+        max_new_tokens=24,
     )
 
 

@@ -151,9 +151,7 @@ def test_offline_rows_give_way_when_online_lacks_a_slot() -> None:
 def test_the_fewest_youngest_offline_rows_give_way_when_time_is_short() -> None:
     # 10 ms + 5 ms a row; 60 ms left allow 10 rows, 13 run: 4 must go (doubling: 1, 2, 4)
     rows = tuple(row(f"r{i}", output=20 - i) for i in range(12))
-    plan = decide(
-        snapshot(online=online(1, due_in_s=0.06), offline_rows=rows), MODEL, SETTINGS
-    )
+    plan = decide(snapshot(online=online(1, due_in_s=0.06), offline_rows=rows), MODEL, SETTINGS)
     assert sorted(plan.release) == ["r10", "r11", "r8", "r9"]
 
 

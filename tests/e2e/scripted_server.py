@@ -1,0 +1,107 @@
+"""A real server whose scheduler loop is stepped by generators of these tests.
+
+SGLang's scripted runtime (sglang/test/scripted_runtime) runs a generator inside the scheduler
+process: one `next` per iteration, before requests are taken in. Its own starter cannot go
+through our launcher, so this one starts a LiveServer and speaks the same protocol.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import zmq
+from sglang.srt.managers.io_struct import sock_recv, sock_send, wrap_as_pickle
+from sglang.srt.utils.network import get_zmq_socket_on_host
+from sglang.test.scripted_runtime.io_struct import (
+    HookReady,
+    RunScript,
+    ScriptFailed,
+    ScriptSucceeded,
+    Shutdown,
+)
+
+from tests.e2e.live_server import ECHO_MODULE, LiveServer
+
+HOST = "127.0.0.1"
+SCRIPT_TIMEOUT_S = 240.0
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPTED_FLAGS = (
+    *("--dtype", "float32"),
+    *("--context-length", "1024"),
+    "--skip-server-warmup",
+)
+"""float32: a row's greedy tokens do not depend on who shares its batch."""
+
+
+class ScriptedServer:
+    """Runs scripts: generator functions `script(ctx, *args)` of importable modules."""
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        folder: Path,
+        module: str = ECHO_MODULE,
+        flags: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        python: str | None = None,
+    ) -> None:
+        self._error_path = folder / "scheduler_error.json"
+        self._context = zmq.Context()
+        port, self._socket = get_zmq_socket_on_host(self._context, zmq.PAIR, host=HOST)
+        search_path = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.live = LiveServer(
+            model_path=model_path,
+            log_path=folder / "server.log",
+            module=module,
+            flags=[*SCRIPTED_FLAGS, *flags],
+            environment={
+                "PYTHONPATH": os.pathsep.join(search_path),
+                "SGLANG_TEST_SCRIPTED_RUNTIME": "1",
+                "SGLANG_TEST_SCRIPTED_RUNTIME_IPC_ADDR": f"tcp://{HOST}:{port}",
+                "SGLANG_TEST_SCRIPTED_RUNTIME_OUT_OF_BAND_ERROR_PATH": str(self._error_path),
+                "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+                **(environment or {}),
+            },
+        )
+
+    def start(self) -> None:
+        """Return once the scheduler waits for scripts and HTTP answers."""
+        self.live.start()
+        reply = self._reply("the scheduler's first word")
+        assert isinstance(reply, HookReady), reply
+
+    def run(self, script: Callable[..., Any], *args: Any) -> None:
+        """Run one script to its end; AssertionError with its traceback if it fails."""
+        path = f"{script.__module__}:{script.__qualname__}"
+        sock_send(self._socket, wrap_as_pickle(RunScript(fn_path=path, args=args)))
+        reply = self._reply(path)
+        if isinstance(reply, ScriptFailed):
+            raise AssertionError(f"{path} failed in the scheduler:\n{reply.traceback}")
+        assert isinstance(reply, ScriptSucceeded), reply
+
+    def stop(self) -> None:
+        """End the server; harmless if it has ended already."""
+        if self.live.is_running():
+            sock_send(self._socket, wrap_as_pickle(Shutdown()), flags=zmq.NOBLOCK)
+        self.live.stop()
+        self._socket.close(linger=0)
+        self._context.term()
+
+    def _reply(self, what: str) -> Any:
+        waited_s = 0.0
+        while not self._socket.poll(1000):
+            waited_s += 1.0
+            if waited_s >= SCRIPT_TIMEOUT_S or not self.live.is_running():
+                raise AssertionError(
+                    f"no answer to {what}; the scheduler said {self._scheduler_error()}; "
+                    f"the log ends with\n{self.live.log_tail()}"
+                )
+        return sock_recv(self._socket)
+
+    def _scheduler_error(self) -> str:
+        return self._error_path.read_text() if self._error_path.exists() else "nothing"
