@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 
 from echo_sglang.config import CONFIG_ENV, EchoConfig
 from echo_sglang.errors import EchoError
@@ -24,8 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m echo_sglang.launch_server",
         description="SGLang server that keeps the SLO of online requests and gives everything "
         "they leave idle to offline ones (service_tier: flex).",
-        epilog="All flags of SGLang follow. Mixed chunked prefill is on unless "
-        "--echo-no-mixed-chunk is given.",
+        epilog="All flags of SGLang follow.",
         allow_abbrev=False,
         add_help=False,
     )
@@ -34,9 +34,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--echo-off", action="store_true", help="serve as stock SGLang does, on the same platform"
     )
     parser.add_argument(
+        "--echo-cpu-overlap",
+        action="store_true",
+        help="keep SGLang's overlap schedule on the CPU platform, where nothing overlaps and "
+        "every token is delivered one iteration late",
+    )
+    parser.add_argument(
         "--echo-no-mixed-chunk",
         action="store_true",
-        help="prefill and decode in separate iterations",
+        help="prefill and decode in separate iterations, as SGLang does without "
+        "--enable-mixed-chunk",
     )
     return parser
 
@@ -50,7 +57,8 @@ def main(argv: list[str]) -> int:
     try:
         choose_platform()
         config = None if known.echo_off else EchoConfig.from_arguments(vars(known))
-        return serve(config, sglang_args, mixed=not known.echo_no_mixed_chunk)
+        wanted = [] if known.echo_off else wanted_flags(known, os.environ)
+        return serve(config, with_flags(sglang_args, wanted))
     except EchoError as error:
         print(f"echo_sglang: {error}", file=sys.stderr)
         return 2
@@ -70,7 +78,21 @@ def choose_platform() -> None:
         os.environ.setdefault(dump, "0")
 
 
-def serve(config: EchoConfig | None, sglang_args: list[str], *, mixed: bool) -> int:
+def wanted_flags(known: argparse.Namespace, environment: Mapping[str, str]) -> list[str]:
+    """SGLang flags that Echo turns on by itself, unless told not to."""
+    wanted = [] if known.echo_no_mixed_chunk else ["--enable-mixed-chunk"]
+    on_cpu = environment.get("SGLANG_PLATFORM") == CPU_PLATFORM
+    if on_cpu and not known.echo_cpu_overlap:
+        wanted.append("--disable-overlap-schedule")
+    return wanted
+
+
+def with_flags(sglang_args: list[str], wanted: list[str]) -> list[str]:
+    """`sglang_args` and those of `wanted` that are not in it."""
+    return [*sglang_args, *(flag for flag in wanted if flag not in sglang_args)]
+
+
+def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
     """Verify, then hand over to SGLang. `config` None serves as stock."""
     from echo_sglang.adapter.verify import verify_install, verify_registered
 
@@ -79,8 +101,6 @@ def serve(config: EchoConfig | None, sglang_args: list[str], *, mixed: bool) -> 
         verify_install()
         os.environ[CONFIG_ENV] = config.to_json()
         os.environ.setdefault("SGLANG_SCHEDULER_MAX_RECV_PER_POLL", MAX_RECV_PER_POLL)
-        if mixed and "--enable-mixed-chunk" not in sglang_args:
-            sglang_args = [*sglang_args, "--enable-mixed-chunk"]
 
     from sglang.launch_server import run_server
     from sglang.srt.plugins import load_plugins
@@ -88,12 +108,14 @@ def serve(config: EchoConfig | None, sglang_args: list[str], *, mixed: bool) -> 
     from sglang.srt.utils import kill_process_tree
 
     load_plugins()
+    server_args = prepare_server_args(sglang_args)
     if config is not None:
-        verify_registered()
+        from echo_sglang.adapter.compat import check_server_args
         from echo_sglang.adapter.routes import install_routes
 
+        check_server_args(server_args, os.environ)
+        verify_registered()
         install_routes()
-    server_args = prepare_server_args(sglang_args)
     try:
         run_server(server_args)
     finally:

@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["SGLANG_PLATFORM"] = "echo_cpu"
 
 import torch
-import sglang.srt.utils  # isort: skip  (before sglang.srt.platforms, which it imports back)
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
@@ -129,6 +128,7 @@ class Bench:
 
     def tensors(self, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Random q, k, v of `num_tokens` tokens, as a model hands them over."""
+
         def random(heads: int) -> torch.Tensor:
             values = torch.randn(num_tokens, heads, HEAD_DIM, generator=self.generator)
             return values.to(self.dtype)

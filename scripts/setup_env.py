@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,10 +79,16 @@ def model_dir() -> Path:
     return cache_root() / f"smollm2-135m-{digest([CONVERTER.read_bytes()])}"
 
 
-def series_hash(patches: Path) -> str:
-    """Return the hash of the series file and of every patch, by name and content."""
-    files = sorted([*patches.glob("series"), *patches.glob("*.patch")])
-    return digest([part for path in files for part in (path.name.encode(), path.read_bytes())])
+def files_hash(files: Iterable[Path]) -> str:
+    """Return the hash of `files` by name and content, whatever their order."""
+    return digest(
+        [part for file in sorted(files) for part in (file.name.encode(), file.read_bytes())]
+    )
+
+
+def series_files(patches: Path) -> list[Path]:
+    """Return what decides the patched copy: the pin, the series and every patch."""
+    return [patches / "pin.json", patches / "series", *patches.glob("*.patch")]
 
 
 def site_packages(environment: Path) -> Path:
@@ -185,7 +191,8 @@ def ensure_patched(environment: Path) -> None:
     would write through to the shared environment.
     """
     target = site_packages(PATCHED) / "sglang"
-    wanted = digest([str(environment).encode(), series_hash(PATCHES).encode()])
+    decisive = [*series_files(PATCHES), *PATCH_TOOL.parent.glob("patchtool/*.py")]
+    wanted = digest([str(environment).encode(), files_hash(decisive).encode()])
     if stamped(target, wanted):
         return
     say("patching this clone's copy of sglang")
@@ -250,9 +257,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         if sys.version_info[:2] != SUPPORTED_PYTHON:
+            wanted = ".".join(map(str, SUPPORTED_PYTHON))
             raise SetupError(
-                f"this is Python {platform.python_version()}, {'.'.join(map(str, SUPPORTED_PYTHON))}"
-                " is needed; run `make PYTHON=/path/to/python3.11 setup`"
+                f"this is Python {platform.python_version()}, {wanted} is needed; "
+                f"run `make PYTHON=/path/to/python{wanted} setup`"
             )
         set_up(args.step)
     except (SetupError, OSError, subprocess.CalledProcessError) as error:

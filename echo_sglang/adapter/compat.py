@@ -1,10 +1,10 @@
-"""What Echo can co-schedule, and what it refuses at start."""
+"""What Echo can co-schedule, and what it refuses: by flags before a model is loaded, by model
+before the first request."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
-
-from sglang.srt.runtime_context import get_disagg, get_parallel
 
 from echo_sglang.errors import IncompatibleError
 
@@ -14,24 +14,48 @@ if TYPE_CHECKING:
 OFF = "drop it, or serve as stock SGLang does with --echo-off"
 
 
+def check_server_args(server_args: Any, environment: Mapping[str, str]) -> None:
+    """Raise IncompatibleError naming the first flag that Echo would misbehave with."""
+    _refuse_first(
+        [
+            (server_args.tp_size > 1, "--tp-size above 1 (ranks would decide alone)"),
+            (server_args.pp_size > 1, "--pp-size above 1"),
+            (bool(server_args.enable_dp_attention), "--enable-dp-attention"),
+            (
+                server_args.tokenizer_worker_num > 1,
+                "--tokenizer-worker-num above 1 (its workers load no plugin and drop the tier)",
+            ),
+            (
+                environment.get("SGLANG_RUST_SERVER", "0") not in ("", "0", "false"),
+                "SGLANG_RUST_SERVER (it passes by the plugin and drops the tier)",
+            ),
+            (server_args.disaggregation_mode != "null", "--disaggregation-mode"),
+            (server_args.speculative_algorithm is not None, "--speculative-algorithm"),
+            (
+                bool(server_args.enable_priority_scheduling),
+                "--enable-priority-scheduling (the service tier takes its place)",
+            ),
+            (
+                (server_args.chunked_prefill_size or 0) < 0,
+                "--chunked-prefill-size -1 (offline prompts must be cut to fit an SLO)",
+            ),
+        ]
+    )
+
+
 def check_scheduler(scheduler: EchoScheduler) -> None:
-    """Raise IncompatibleError naming the first feature that Echo would misbehave with."""
-    for holds, given in _refused(scheduler):
+    """Raise IncompatibleError naming the first property of the model that Echo cannot serve."""
+    _refuse_first(
+        [
+            (not scheduler.is_generation, "a model that does not generate"),
+            (scheduler.dllm_config is not None, "a diffusion language model"),
+            (bool(scheduler.tree_cache.supports_mamba()), "a Mamba or hybrid state-space model"),
+            (scheduler.chunked_prefill_size is None, "a model that SGLang prefills unchunked"),
+        ]
+    )
+
+
+def _refuse_first(refusals: Iterable[tuple[bool, str]]) -> None:
+    for holds, given in refusals:
         if holds:
             raise IncompatibleError(f"{given} is not supported by Echo; {OFF}")
-
-
-def _refused(scheduler: Any) -> list[tuple[bool, str]]:
-    parallel = get_parallel()
-    chunk = scheduler.chunked_prefill_size
-    return [
-        (not scheduler.is_generation, "a model that does not generate"),
-        (parallel.tp_size > 1, f"--tp-size {parallel.tp_size} (ranks would decide alone)"),
-        (parallel.pp_size > 1, f"--pp-size {parallel.pp_size}"),
-        (get_disagg().disaggregation_mode != "null", "prefill/decode disaggregation"),
-        (not scheduler.spec_algorithm.is_none(), "speculative decoding"),
-        (getattr(scheduler, "dllm_config", None) is not None, "a diffusion language model"),
-        (scheduler.enable_priority_scheduling, "--enable-priority-scheduling"),
-        (bool(scheduler.tree_cache.supports_mamba()), "a Mamba or hybrid state-space model"),
-        (chunk is None, "--chunked-prefill-size -1 (offline prompts must be cut to fit an SLO)"),
-    ]

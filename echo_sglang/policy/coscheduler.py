@@ -123,8 +123,12 @@ class _Step:
         if not self.model.trained:
             limit = self._safe_limit()
         total = sum(extend for extend, _ in work)
+        least = min(total, max(settings.min_chunk_tokens, snapshot.page_size))
+        if not snapshot.online.rows:
+            # Nobody is delayed now, and a model that is wrong is corrected only by running.
+            limit = max(limit, least)
         tokens = min(total, limit, snapshot.chunk_cap_tokens)
-        if tokens < min(total, max(settings.min_chunk_tokens, snapshot.page_size)):
+        if tokens < least:
             reason = Reason.NO_SLACK if self.model.trained else Reason.SAFE_MODE
             return self._plan(reason, 0, (), budget_s, released, park)
         action = ChunkAction.NONE if chunk is None else ChunkAction.CONTINUE
@@ -181,11 +185,16 @@ class _Step:
     def _online_budget(self, waiting: tuple[WaitingOnline, ...], work: Work) -> float:
         """Time for one iteration of online prefill beside running online rows.
 
-        Running rows set it. If the waiting ones would then miss their first token, the
-        running rows may be late once, up to their largest gap: they can catch up.
+        Running rows set it, but at least as much time goes to the prefill as to decoding
+        them. If the waiting ones would then miss their first token, the running rows may be
+        late once, up to their largest gap: they can catch up.
         """
         slo = self.settings.slo
-        budget_s = max(decode_budget(self.snapshot), slo.tpot_margin * slo.tpot_slo_s)
+        budget_s = max(
+            decode_budget(self.snapshot),
+            slo.tpot_margin * slo.tpot_slo_s,
+            2.0 * self.model.upper(self.decode),
+        )
         deadlines = [w.deadline_s for w in waiting]
         chunk = self.snapshot.chunk
         if chunk is not None and chunk.deadline_s is not None:

@@ -21,7 +21,7 @@ _VERSIONS = (
 def collect_provenance(*, model_path: Path, pythons: dict[str, str]) -> dict[str, Any]:
     """Hardware, versions and commit. pythons: a role, such as "stock", to its interpreter.
 
-    The model is named by its folder's last part, which says what it is on any machine.
+    The model is named by its folder's last part (links followed), the same on any machine.
     """
     return {
         "hardware": "CPU",
@@ -30,7 +30,7 @@ def collect_provenance(*, model_path: Path, pythons: dict[str, str]) -> dict[str
         "omp_num_threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
         "system": platform.system(),
         "python": platform.python_version(),
-        "model": model_path.name,
+        "model": model_path.resolve().name,
         "environments": {role: _versions(python) for role, python in pythons.items()},
         "commit": _git("rev-parse", "HEAD") or "none",
         "dirty": bool(_git("status", "--porcelain")),

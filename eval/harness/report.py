@@ -44,9 +44,9 @@ def medians(cells: pd.DataFrame) -> pd.DataFrame:
     cells: one row per (config, order, seed), as written to cells.csv. `pool_dry` is true if
     any seed's pool ran dry. Configurations keep the order in which they first appear.
     """
-    groups = cells.groupby(["config", "order"], sort=False)
-    numbers = cells.select_dtypes("number").columns.difference(["seed"])
-    table = groups[list(numbers)].median()
+    numbers = list(cells.columns.difference(["config", "order", "seed", "pool_dry"]))
+    groups = cells.assign(**cells[numbers].astype(float)).groupby(["config", "order"], sort=False)
+    table = groups[numbers].median()
     table["pool_dry"] = groups["pool_dry"].any()
     table["num_seeds"] = groups["seed"].nunique()
     return table.reset_index()
@@ -121,8 +121,8 @@ def _scatter_trade_off(axes: Axes, table: pd.DataFrame) -> None:
         axes.annotate(f"{row.config} ({row.order})", point, fontsize=8,
                       xytext=(5, 5), textcoords="offset points")  # fmt: skip
     axes.set(xlabel="offline requests per second", ylabel="online SLO attainment")
-    axes.set(xlim=(-0.05, None), ylim=(0, 1.08))
-    axes.margins(x=0.25)
+    most = table["offline_per_s"].fillna(0.0).max()
+    axes.set(xlim=(-0.05, 1.4 * most + 0.1), ylim=(-0.03, 1.08))
     axes.grid(alpha=0.3)
 
 
@@ -134,5 +134,5 @@ def _latency_bars(
     axes.bar([p + 0.2 for p in places], table[f"{metric}_p99_s"], width=0.4, label="p99")
     axes.axhline(bound_s, color="black", linestyle="--", linewidth=1, label="SLO")
     axes.set_xticks(list(places), labels, rotation=60, ha="right", fontsize=8)
-    axes.set(ylabel=f"online {name}, seconds", yscale="log")
+    axes.set(ylabel=f"online {name}, seconds", yscale="log", xlim=(-0.6, len(table) - 0.4))
     axes.legend(fontsize=8)

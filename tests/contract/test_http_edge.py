@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import pkgutil
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from echo_sglang.adapter import http_edge
 from echo_sglang.domain.tag import ONLINE_TIERS, parse_tag
 
 EXTRAS = {"ttft_ms": 250}
+OFFLINE_WITH_TTFT = {"class": "offline", "ttft_ms": 250.0}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
 VOCABULARY_TOKENS = 1_000
 
@@ -140,3 +143,92 @@ def test_install_registers_every_hook_once_in_the_main_process(
     )
     http_edge.install()
     assert registered == [hook.target for hook in http_edge.HOOKS]
+
+
+def refuse(message: str, param: str) -> tuple[str, str]:
+    return (param, message)
+
+
+SERVING = SimpleNamespace(create_error_response=refuse)
+
+
+async def hand_over(_: Any, request: Any, __: Any) -> Any:
+    return SimpleNamespace(request=request, service_tier=None)
+
+
+@pytest.mark.parametrize(
+    "request_type_and_body",
+    [(CompletionRequest, {"prompt": "Hi"}), (ChatCompletionRequest, CHAT)],
+    ids=lambda pair: pair[0].__name__,
+)
+def test_the_tag_travels_beside_the_clients_own_custom_params(request_type_and_body: Any) -> None:
+    request_type, body = request_type_and_body
+    request = request_type(**body, service_tier="flex", echo=EXTRAS, custom_params={"mine": 1})
+    answer = asyncio.run(http_edge.admit_openai_request(hand_over, SERVING, request, None))
+    assert answer.service_tier == "flex"
+    assert answer.request.custom_params == {"mine": 1, "echo": OFFLINE_WITH_TTFT}
+    assert answer.request.echo is False
+
+
+def test_a_request_that_says_nothing_carries_nothing() -> None:
+    request = CompletionRequest(prompt="Hi", echo=True)
+    answer = asyncio.run(http_edge.admit_openai_request(hand_over, SERVING, request, None))
+    assert answer.service_tier == "default"
+    assert answer.request.custom_params is None
+    assert answer.request.echo is True
+
+
+def test_a_bad_request_never_reaches_the_handler() -> None:
+    request = CompletionRequest(prompt="Hi", echo={"ttft_ms": -1})
+    answer = asyncio.run(http_edge.admit_openai_request(hand_over, SERVING, request, None))
+    assert answer[0] == "echo.ttft_ms"
+
+
+def test_the_tag_of_a_response_is_in_its_sampling_params() -> None:
+    request = ResponsesRequest(input="Hi", service_tier="flex", echo=EXTRAS)
+    answer = asyncio.run(http_edge.admit_responses_request(hand_over, SERVING, request, None))
+    params = {"temperature": 0.5, "custom_params": {"mine": 1}}
+    http_edge.tag_responses_sampling(params, answer.request)
+    assert params["custom_params"] == {"mine": 1, "echo": OFFLINE_WITH_TTFT}
+
+
+@pytest.mark.parametrize("given", [None, {"n": 2}, [{"n": 2}, {"custom_params": {"mine": 1}}]])
+def test_every_sampling_params_of_generate_carries_the_tag(given: Any) -> None:
+    async def serve(obj: Any, _: Any) -> Any:
+        return obj
+
+    request = GenerateReqInput(
+        text=["a", "b"], sampling_params=given, service_tier="flex", echo=EXTRAS
+    )
+    admitted = asyncio.run(http_edge.admit_generate_request(serve, request, None))
+    params = admitted.sampling_params
+    tagged = params if isinstance(params, list) else [params]
+    assert len(tagged) == (len(given) if isinstance(given, list) else 1)
+    assert [item["custom_params"]["echo"] for item in tagged] == [OFFLINE_WITH_TTFT] * len(tagged)
+    assert all("echo" not in (item.get("custom_params") or {}) for item in as_list(given))
+
+
+def as_list(given: Any) -> list[dict[str, Any]]:
+    """The sampling parameters the client sent, which must not be changed in place."""
+    return given if isinstance(given, list) else [given or {}]
+
+
+def test_closing_a_named_stream_closes_sglangs_own_generator() -> None:
+    closed: list[bool] = []
+
+    async def generate(_: Any, __: Any, ___: Any) -> Any:
+        try:
+            while True:
+                yield {"meta_info": {}}
+        finally:
+            closed.append(True)
+
+    async def read_one_and_close() -> dict[str, Any]:
+        request = SimpleNamespace(service_tier=("flex",), parallel_sample_num=1)
+        answers: Any = http_edge.name_generate_tier(generate, None, request)
+        first: dict[str, Any] = await anext(answers)
+        await answers.aclose()
+        return first
+
+    assert asyncio.run(read_one_and_close()) == {"meta_info": {"service_tier": "flex"}}
+    assert closed == [True]

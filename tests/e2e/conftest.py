@@ -1,7 +1,7 @@
 """Real servers for the end-to-end tests.
 
-    ECHO_TEST_MODEL           folder of a Hugging Face model; without it these tests are skipped
-    ECHO_TEST_SERVER_MODULE   what `python -m` starts, if not echo_sglang.launch_server
+ECHO_TEST_MODEL           folder of a Hugging Face model; without it these tests are skipped
+ECHO_TEST_SERVER_MODULE   what `python -m` starts, if not echo_sglang.launch_server
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 20.0
 REQUEST_TIMEOUT_S = 120.0
 LOG_TAIL_LINES = 60
+LOG_LINE_CHARACTERS = 400
 
 ECHO_MODULE = "echo_sglang.launch_server"
 STOCK_MODULE = "sglang.launch_server"
@@ -112,7 +113,7 @@ class LiveServer:
 
     def log_tail(self, num_lines: int = LOG_TAIL_LINES) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-num_lines:])
+        return "\n".join(line[:LOG_LINE_CHARACTERS] for line in lines[-num_lines:])
 
     def get(self, path: str) -> httpx.Response:
         return self._client.get(path)

@@ -2,7 +2,8 @@
 
 SGLang's scripted runtime (sglang/test/scripted_runtime) runs a generator inside the scheduler
 process: one `next` per iteration, before requests are taken in. Its own starter cannot go
-through our launcher, so this one starts a LiveServer and speaks the same protocol.
+through a launcher of our choice, so this one starts a LiveServer and speaks its protocol:
+pickled messages over a ZMQ pair.
 """
 
 from __future__ import annotations
@@ -12,16 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import zmq
-from sglang.srt.managers.io_struct import sock_recv, sock_send, wrap_as_pickle
-from sglang.srt.utils.network import get_zmq_socket_on_host
-from sglang.test.scripted_runtime.io_struct import (
-    HookReady,
-    RunScript,
-    ScriptFailed,
-    ScriptSucceeded,
-    Shutdown,
-)
 
 from tests.e2e.live_server import ECHO_MODULE, LiveServer
 
@@ -31,10 +24,22 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPTED_FLAGS = (
     *("--dtype", "float32"),
+    *("--json-model-override-args", '{"num_hidden_layers": 4}'),
     *("--context-length", "1024"),
     "--skip-server-warmup",
 )
-"""float32: a row's greedy tokens do not depend on who shares its batch."""
+"""float32: a row's greedy tokens do not depend on who shares its batch. The first four layers
+of the model: its words mean little, but each depends on all tokens before it, and a step takes
+milliseconds."""
+
+
+class _PausedServer(LiveServer):
+    def is_healthy(self) -> bool:
+        """/health asks the scheduler, which stands still until a script runs."""
+        try:
+            return self.get("/model_info").status_code == 200
+        except httpx.TransportError:
+            return False
 
 
 class ScriptedServer:
@@ -52,9 +57,10 @@ class ScriptedServer:
     ) -> None:
         self._error_path = folder / "scheduler_error.json"
         self._context = zmq.Context()
-        port, self._socket = get_zmq_socket_on_host(self._context, zmq.PAIR, host=HOST)
+        self._socket = self._context.socket(zmq.PAIR)
+        port = self._socket.bind_to_random_port(f"tcp://{HOST}")
         search_path = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.live = LiveServer(
+        self.live = _PausedServer(
             model_path=model_path,
             log_path=folder / "server.log",
             module=module,
@@ -64,21 +70,32 @@ class ScriptedServer:
                 "SGLANG_TEST_SCRIPTED_RUNTIME": "1",
                 "SGLANG_TEST_SCRIPTED_RUNTIME_IPC_ADDR": f"tcp://{HOST}:{port}",
                 "SGLANG_TEST_SCRIPTED_RUNTIME_OUT_OF_BAND_ERROR_PATH": str(self._error_path),
+                # The runtime inspects the tree core; only the Python one can be in the wheel.
+                "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
                 "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+                "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
                 **(environment or {}),
             },
         )
 
     def start(self) -> None:
         """Return once the scheduler waits for scripts and HTTP answers."""
+        from sglang.test.scripted_runtime.io_struct import HookReady
+
         self.live.start()
         reply = self._reply("the scheduler's first word")
         assert isinstance(reply, HookReady), reply
 
     def run(self, script: Callable[..., Any], *args: Any) -> None:
         """Run one script to its end; AssertionError with its traceback if it fails."""
+        from sglang.test.scripted_runtime.io_struct import (
+            RunScript,
+            ScriptFailed,
+            ScriptSucceeded,
+        )
+
         path = f"{script.__module__}:{script.__qualname__}"
-        sock_send(self._socket, wrap_as_pickle(RunScript(fn_path=path, args=args)))
+        self._socket.send_pyobj(RunScript(fn_path=path, args=args))
         reply = self._reply(path)
         if isinstance(reply, ScriptFailed):
             raise AssertionError(f"{path} failed in the scheduler:\n{reply.traceback}")
@@ -86,8 +103,6 @@ class ScriptedServer:
 
     def stop(self) -> None:
         """End the server; harmless if it has ended already."""
-        if self.live.is_running():
-            sock_send(self._socket, wrap_as_pickle(Shutdown()), flags=zmq.NOBLOCK)
         self.live.stop()
         self._socket.close(linger=0)
         self._context.term()
@@ -101,7 +116,7 @@ class ScriptedServer:
                     f"no answer to {what}; the scheduler said {self._scheduler_error()}; "
                     f"the log ends with\n{self.live.log_tail()}"
                 )
-        return sock_recv(self._socket)
+        return self._socket.recv_pyobj()
 
     def _scheduler_error(self) -> str:
         return self._error_path.read_text() if self._error_path.exists() else "nothing"

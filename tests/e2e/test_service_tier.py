@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.live_server import LiveServer
+from tests.e2e.conftest import ServerFactory
+from tests.e2e.live_server import STOCK_MODULE, LiveServer
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -219,7 +220,33 @@ def test_both_classes_share_one_cached_prefix(server: LiveServer) -> None:
     assert meta["cached_tokens"] >= meta["prompt_tokens"] - 1
 
 
-def test_a_stored_response_still_names_the_tier(server: LiveServer, model: str) -> None:
-    stored = server.post(RESPONSES, body_for(RESPONSES, model, service_tier="flex")).json()
-    again = server.get(f"{RESPONSES}/{stored['id']}").json()
-    assert again["service_tier"] == "flex"
+@pytest.fixture(scope="module")
+def server_without_echo(start_server: ServerFactory) -> LiveServer:
+    """The same patched SGLang, not started by Echo: its plugin registers nothing."""
+    return start_server(module=STOCK_MODULE, environment={"SGLANG_PLUGINS": "echo,echo_cpu"})
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, GENERATE])
+@pytest.mark.parametrize("tier", ["flex", "batch", 5])
+def test_without_echo_any_tier_is_ignored(
+    server_without_echo: LiveServer, model: str, path: str, tier: object
+) -> None:
+    response = server_without_echo.post(path, body_for(path, model, service_tier=tier))
+    assert response.status_code == 200, response.text
+    assert "service_tier" not in response.text
+
+
+def test_without_echo_a_responses_answer_names_no_tier(
+    server_without_echo: LiveServer, model: str
+) -> None:
+    body = body_for(RESPONSES, model, service_tier="flex", echo={"ttft_ms": -1})
+    response = server_without_echo.post(RESPONSES, body)
+    assert response.status_code == 200, response.text
+    assert "service_tier" not in response.text
+
+
+def test_without_echo_extras_in_the_completions_flag_are_a_400(
+    server_without_echo: LiveServer, model: str
+) -> None:
+    body = body_for(COMPLETIONS, model, echo={"ttft_ms": 900})
+    assert "echo" in refusal_of(server_without_echo.post(COMPLETIONS, body))["message"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echo_sglang.domain.tag import (
@@ -36,6 +36,7 @@ extras = json_values | st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(tag=tags)
 def test_a_tag_comes_back_from_custom_params_after_json(tag: RequestTag) -> None:
     wire = json.loads(json.dumps({CUSTOM_PARAMS_KEY: tag.to_custom_params()}))
@@ -43,11 +44,13 @@ def test_a_tag_comes_back_from_custom_params_after_json(tag: RequestTag) -> None
     assert resolve_tag(None, None, wire, now_unix_s=NOW_S) == tag
 
 
+@settings(deadline=None)
 @given(tag=tags)
 def test_the_wire_form_has_one_level_and_no_nulls(tag: RequestTag) -> None:
     assert all(isinstance(value, (str, float)) for value in tag.to_custom_params().values())
 
 
+@settings(deadline=None)
 @given(tier=json_values, given_extras=extras)
 def test_any_json_is_a_valid_tag_or_a_named_refusal(tier: object, given_extras: object) -> None:
     try:
@@ -61,6 +64,7 @@ def test_any_json_is_a_valid_tag_or_a_named_refusal(tier: object, given_extras: 
     assert tag.deadline_unix_s is None or tag.deadline_unix_s > NOW_S
 
 
+@settings(deadline=None)
 @given(stored=extras)
 def test_any_ready_made_json_is_a_valid_tag_or_a_named_refusal(stored: object) -> None:
     try:

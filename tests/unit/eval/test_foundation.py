@@ -83,6 +83,13 @@ def test_the_table_holds_medians_over_seeds() -> None:
     assert table.loc["stock-tuned", "num_seeds"] == 3
 
 
+def test_a_table_of_online_alone_only_keeps_its_empty_offline_columns() -> None:
+    only = row("online-alone", "-", 1, attainment=1.0, offline=0.0) | {"offline_per_s": None}
+    table = medians(pd.DataFrame([only]))
+    assert table["offline_per_s"].isna().all()
+    assert "offline/s" in text_table(table)
+
+
 def test_one_dry_pool_marks_the_whole_row() -> None:
     cells = measured()
     cells.loc[cells.index[-1], "pool_dry"] = True

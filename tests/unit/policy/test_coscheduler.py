@@ -313,3 +313,19 @@ def test_a_batch_in_flight_eats_into_the_budget() -> None:
         SETTINGS,
     )
     assert plan.chunk_tokens == 135
+
+
+def test_with_nobody_online_a_model_that_thinks_everything_is_slow_still_lets_work_run() -> None:
+    slow = replace(MODEL, weights_s=(9.0, *MODEL.weights_s[1:]))  # 9 s an iteration
+    plan = decide(snapshot(candidates=(candidate("a", tokens=900),)), slow, SETTINGS)
+    assert plan.chunk_tokens == SETTINGS.min_chunk_tokens
+
+
+def test_online_prefill_gets_at_least_as_much_time_as_decoding_all_rows() -> None:
+    # 60 rows decode in 310 ms, more than the TPOT SLO: the budget is 620 ms, 310 tokens
+    plan = decide(
+        snapshot(online=online(60, due_in_s=-1.0), waiting_online=(waiting("w", tokens=900),)),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.chunk_tokens == 310
