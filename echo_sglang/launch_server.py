@@ -15,6 +15,12 @@ from echo_sglang.config import CONFIG_ENV, EchoConfig
 from echo_sglang.errors import EchoError
 
 CPU_PLATFORM = "echo_cpu"
+CPU_ENVIRONMENT = {
+    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
+    "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
+    # OpenMP threads that spin at barriers starve each other once a core is shared.
+    "GOMP_SPINCOUNT": "5000",
+}
 MAX_RECV_PER_POLL = "128"
 """Requests taken in per iteration: a bulk submission must not stall the online ones."""
 
@@ -74,8 +80,8 @@ def choose_platform() -> None:
     if os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
         return
     os.environ["SGLANG_PLATFORM"] = CPU_PLATFORM
-    for dump in ("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "SGLANG_PYSPY_DUMP_BEFORE_CRASH"):
-        os.environ.setdefault(dump, "0")
+    for name, value in CPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def wanted_flags(known: argparse.Namespace, environment: Mapping[str, str]) -> list[str]:

@@ -36,10 +36,15 @@ from eval.harness.provenance import collect_provenance
 from eval.harness.records import RunRecord, summarise
 from eval.harness.report import caption_of, medians, plot_comparison, text_table, write_json
 from eval.harness.server import ECHO_MODULE, STOCK_MODULE, Server, ServerError, ServerSpec
-from eval.harness.workload import Order, Workload, WorkloadConfig, build_workload
+from eval.harness.workload import (
+    Order,
+    Workload,
+    WorkloadConfig,
+    build_workload,
+    warm_up_workload,
+)
 
 TUNING_SEED = 1000
-WARM_UP_SEED = 2000
 NO_ORDER = "-"
 
 
@@ -254,13 +259,10 @@ def _measure_missing(
         flags=contender.flags,
         platform=plan.platform,
     )
-    warm_up = WorkloadConfig(
-        seed=WARM_UP_SEED, window_s=4, online_rate_per_s=0, burst_every_s=4, num_documents=0
-    )
     print(f"starting {contender.name}: {' '.join(contender.flags)}", flush=True)
     with Server(spec, log=plan.results / "logs" / f"{contender.name}.log") as server:
         client = LoadClient(server.base_url, dialect=contender.dialect)
-        _play(server, client, build_workload(warm_up))
+        _play(server, client, warm_up_workload())
         for cell in missing:
             record = _play(server, client, cell.workload())
             summary = summarise(record, SLO)

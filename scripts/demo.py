@@ -35,7 +35,7 @@ from eval.harness.server import (
     default_model_path,
     exit_on_sigterm,
 )
-from eval.harness.workload import Workload, WorkloadConfig, build_workload
+from eval.harness.workload import Workload, WorkloadConfig, build_workload, warm_up_workload
 
 RESULTS = REPOSITORY / "results" / "demo"
 STATUS_AT = 0.75
@@ -130,6 +130,8 @@ def show(arguments: argparse.Namespace) -> None:
     _say(f"Starting {module} on {model_path.name}, about half a minute ...")
     with Server(spec, log=RESULTS / "server.log") as server:
         client = LoadClient(server.base_url, dialect=contender.dialect)
+        asyncio.run(client.play(warm_up_workload()))
+        server.flush_cache()
         _say(f"Phase 1 of 2: {len(alone.online)} chat messages in {arguments.alone_s:.0f} s")
         alone_run, _ = asyncio.run(_play(server, client, alone))
         server.flush_cache()

@@ -46,14 +46,14 @@ class OfflineQueue:
         now_s: float,
         deadline_s: float | None,
         cached_tokens: int,
+        max_new_tokens: int,
     ) -> None:
         """Take in a request that never ran, unbuilt."""
-        max_new = recv_req.sampling_params.max_new_tokens
         entry = OfflineEntry(
             rid=recv_req.rid,
             tokens=self._indexed(recv_req.input_ids, recv_req.extra_key, recv_req.cache_salt),
             arrival_s=now_s,
-            max_new_tokens=128 if max_new is None else max_new,
+            max_new_tokens=max_new_tokens,
             deadline_s=deadline_s,
         )
         self.pool.add(entry, cached_tokens=cached_tokens)

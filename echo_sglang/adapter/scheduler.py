@@ -52,6 +52,9 @@ from echo_sglang.policy.offline_pool import OfflineEntry, PoolSettings
 from echo_sglang.policy.selection import SelectionSettings
 from echo_sglang.policy.slack import SloSettings
 
+DEFAULT_NEW_TOKENS = 128
+"""What a request is taken to produce that does not say how much it may."""
+
 
 class EchoScheduler(Scheduler):
     """Co-schedules online and offline requests. Subclass it as one subclasses SGLang's.
@@ -146,6 +149,7 @@ class EchoScheduler(Scheduler):
             now_s=now_s,
             deadline_s=self._deadline_s(tag, now_s),
             cached_tokens=self._match(recv_req.input_ids, recv_req),
+            max_new_tokens=self._allowed_new_tokens(recv_req),
         )
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
@@ -381,6 +385,12 @@ class EchoScheduler(Scheduler):
         except RequestError:
             recv_req.sampling_params.custom_params = None
             return RequestTag()
+
+    def _allowed_new_tokens(self, recv_req: TokenizedGenerateReqInput) -> int:
+        """As `init_req_max_new_tokens` cuts it, lest a request seems larger than the pool."""
+        wanted = recv_req.sampling_params.max_new_tokens
+        room = self.max_req_len - len(recv_req.input_ids) - 1
+        return max(min(DEFAULT_NEW_TOKENS if wanted is None else wanted, room), 0)
 
     def _deadline_s(self, tag: RequestTag, now_s: float) -> float | None:
         if tag.deadline_unix_s is None:

@@ -89,7 +89,8 @@ class StepTimeFitter:
     """Learns a `StepTimeModel` from measured iterations; `model` is always usable.
 
     Keeps the last `window` iterations of each regime, so that a long decode-only phase
-    does not make it forget prefill. Refits every `refit_every` iterations.
+    does not make it forget prefill; within a regime an iteration counts half as much as one
+    `half_life` iterations younger. Refits every `refit_every` iterations.
     """
 
     def __init__(
@@ -99,11 +100,13 @@ class StepTimeFitter:
         window: int = 384,
         refit_every: int = 16,
         min_samples: int = 16,
+        half_life: int = 96,
         learning_rate: float = 0.04,
     ) -> None:
         self._coverage = coverage
         self._refit_every = refit_every
         self._min_samples = min_samples
+        self._half_life = half_life
         self._learning_rate = learning_rate
         self._extends: deque[tuple[tuple[float, ...], float]] = deque(maxlen=window)
         self._decodes: deque[tuple[tuple[float, ...], float]] = deque(maxlen=window)
@@ -158,11 +161,13 @@ class StepTimeFitter:
         if one_regime and self.model.samples < 4 * self._min_samples:
             return
         samples = [*self._extends, *self._decodes]
+        ages = [*range(len(self._extends), 0, -1), *range(len(self._decodes), 0, -1)]
+        recency = 0.5 ** (np.array(ages) / (2.0 * self._half_life))
         rows = np.array([row for row, _ in samples])
         seconds = np.array([value for _, value in samples])
-        weighted = rows / seconds[:, None]
+        weighted = recency[:, None] * rows / seconds[:, None]
         scale = np.linalg.norm(weighted, axis=0)
         scale[scale == 0.0] = 1.0
-        solution, _ = nnls(weighted / scale, np.ones(len(samples)))
+        solution, _ = nnls(weighted / scale, recency)
         self.model = replace(self.model, weights_s=tuple((solution / scale).tolist()))
         self._since_fit = 0

@@ -14,6 +14,8 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
+from echo_sglang.platform.threads import limit_spinning
+
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -27,19 +29,17 @@ def activate() -> str | None:
     """Return the platform's class name when `SGLANG_PLATFORM` asks for it, else None.
 
     SGLang calls this for every installed platform while it discovers one; None means "not me".
+    Called first in the launcher, so its environment reaches the worker processes.
     """
     if os.environ.get("SGLANG_PLATFORM") != PLATFORM_NAME:
         return None
-    register_attention_backend()
+    limit_spinning(os.environ)
+    allow_attention_backend()
     return f"{EchoCpuPlatform.__module__}.{EchoCpuPlatform.__qualname__}"
 
 
-def register_attention_backend() -> None:
-    """Make `--attention-backend echo_cpu` a valid choice and its default factory known.
-
-    Idempotent. The factory imports lazily: server arguments are parsed long before attention
-    layers may be imported.
-    """
+def allow_attention_backend() -> None:
+    """Make `--attention-backend echo_cpu` a valid choice. Idempotent."""
     from sglang.srt.arg_groups.choices import (
         ATTENTION_BACKEND_CHOICES,
         add_attention_backend_choices,

@@ -34,6 +34,8 @@ class CoschedulerSettings:
     """How the co-scheduler weighs.
 
     min_chunk_tokens: an offline chunk smaller than this is not worth an iteration.
+    min_chunk_efficiency: nor is one whose tokens per second are below this share of a full
+    chunk's, while online rows run.
     safe_chunk_tokens: chunk while nothing is known of the server's speed.
     decode_share: share of the TPOT SLO that decoding all rows may take; offline rows
     beyond it are not admitted, so that a chunk still fits beside them.
@@ -42,6 +44,7 @@ class CoschedulerSettings:
 
     slo: SloSettings
     min_chunk_tokens: int = 16
+    min_chunk_efficiency: float = 0.5
     safe_chunk_tokens: int = 32
     decode_share: float = 0.6
     min_parked_steps: int = 4
@@ -128,7 +131,7 @@ class _Step:
             # Nobody is delayed now, and a model that is wrong is corrected only by running.
             limit = max(limit, least)
         tokens = min(total, limit, snapshot.chunk_cap_tokens)
-        if tokens < least:
+        if tokens < least or not self._is_worth_it(work, tokens):
             reason = Reason.NO_SLACK if self.model.trained else Reason.SAFE_MODE
             return self._plan(reason, 0, (), budget_s, released, park)
         action = ChunkAction.NONE if chunk is None else ChunkAction.CONTINUE
@@ -185,15 +188,15 @@ class _Step:
     def _online_budget(self, waiting: tuple[WaitingOnline, ...], work: Work) -> float:
         """Time for one iteration of online prefill beside running online rows.
 
-        Running rows set it, but at least as much time goes to the prefill as to decoding
-        them. If the waiting ones would then miss their first token, the running rows may be
+        Running rows set it, but the prompt tokens get at least as much time as the iteration
+        costs without them: a backlog is not ended by crumbs. If the waiting ones would then miss their first token, the running rows may be
         late once, up to their largest gap: they can catch up.
         """
         slo = self.settings.slo
         budget_s = max(
             decode_budget(self.snapshot),
             slo.tpot_margin * slo.tpot_slo_s,
-            2.0 * self.model.upper(self.decode),
+            2.0 * self.seconds(work, 1),
         )
         deadlines = [w.deadline_s for w in waiting]
         chunk = self.snapshot.chunk
@@ -299,6 +302,19 @@ class _Step:
         if alone and self.snapshot.chunk is None:
             return 0
         return self.snapshot.memory.reserve_tokens
+
+    def _is_worth_it(self, work: Work, tokens: int) -> bool:
+        """False for a chunk that costs online rows much time for few tokens.
+
+        Decode-only iterations meanwhile gain slack, which a larger chunk then uses better.
+        """
+        if not self.snapshot.online.rows or not self.model.trained:
+            return True
+        best = min(sum(extend for extend, _ in work), self.snapshot.chunk_cap_tokens)
+        without_s = self.seconds(work, 0)
+        cost_s = (self.seconds(work, tokens) - without_s) / tokens
+        best_cost_s = (self.seconds(work, best) - without_s) / best
+        return cost_s * self.settings.min_chunk_efficiency <= best_cost_s
 
     def _safe_limit(self) -> int:
         if self.snapshot.online.rows or self.snapshot.waiting_online:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from eval.harness.server import REPOSITORY
+from eval.harness.server import OPENMP_SPIN_COUNT, REPOSITORY
 
 _VERSIONS = (
     "import importlib.metadata as m, json\n"
@@ -28,6 +28,7 @@ def collect_provenance(*, model_path: Path, pythons: dict[str, str]) -> dict[str
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "omp_num_threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        "gomp_spincount": os.environ.get("GOMP_SPINCOUNT") or OPENMP_SPIN_COUNT,
         "system": platform.system(),
         "python": platform.python_version(),
         "model": model_path.resolve().name,

@@ -24,6 +24,10 @@ STOCK_MODULE = "sglang.launch_server"
 ECHO_MODULE = "echo_sglang.launch_server"
 DEFAULT_MODEL = Path("~/.cache/echo-sglang/smollm2-135m")
 LOG_TAIL_LINES = 25
+# GNU OpenMP threads spin for milliseconds before they sleep. Servers share their cores with
+# this client, and one busy neighbour then makes a step ten times slower; a short spin bounds
+# that and costs nothing on an idle machine.
+OPENMP_SPIN_COUNT = "5000"
 _QUIET_ENV = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -60,6 +64,7 @@ class ServerSpec:
         if self.platform:
             found["SGLANG_PLATFORM"] = self.platform
         found.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+        found.setdefault("GOMP_SPINCOUNT", OPENMP_SPIN_COUNT)
         return found | dict(self.env)
 
 

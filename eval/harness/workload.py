@@ -19,6 +19,7 @@ import numpy as np
 from echo_sglang.errors import WorkloadError
 from eval.harness.corpus import Excerpt, first_words, read_documents, read_passages
 
+WARM_UP_SEED = 2000
 QUESTIONS = (
     "What is the main subject of this text, in one sentence?",
     "Which terms does the text define, and what do they mean?",
@@ -141,6 +142,14 @@ def build_workload(config: WorkloadConfig) -> Workload:
         online=_draw_online(config, arrivals_s, np.random.default_rng(online_seed)),
         offline=_draw_offline(config, np.random.default_rng(offline_seed)),
     )
+
+
+def warm_up_workload() -> Workload:
+    """Five messages that no measurement sends; a server's first steps are slow and not counted."""
+    config = WorkloadConfig(
+        seed=WARM_UP_SEED, window_s=4, online_rate_per_s=0, burst_every_s=4, num_documents=0
+    )
+    return build_workload(config)
 
 
 def draw_arrivals(config: WorkloadConfig, rng: np.random.Generator) -> list[float]:

@@ -19,6 +19,7 @@ KV_TOKENS = 900
 
 DOCUMENTS = {f"doc-{i}": (prompt(i, 40 + 15 * i), 24) for i in range(1, 5)}
 LONG_DOCUMENT = (prompt(9, 300), 12)
+"""Five chunks."""
 
 
 def _undisturbed(driver: Driver, work: dict[str, tuple[list[int], int]]) -> Steps:
@@ -68,17 +69,16 @@ def a_chunk_is_released_for_a_prompt_that_does_not_fit(ctx: ScriptedContext, mix
     released_before = driver.counter("chunks_released")
     driver.send("long", *LONG_DOCUMENT, **OFFLINE)
     yield from driver.until(
-        lambda: ctx.is_chunking("long") and driver.reqs["long"].prefix_len >= CHUNK_TOKENS,
-        "half-done prefill",
+        lambda: driver.is_chunking("long", CHUNK_TOKENS), "half-done prefill"
     )
     driver.send("chat", prompt(30, 2 * CHUNK_TOKENS), 4, **ONLINE)
     yield from driver.until(lambda: driver.is_pooled("long"), "back in the pool", limit=4)
     assert driver.counter("chunks_released") == released_before + 1
-    yield from driver.until_finished("chat")
-    assert not driver.is_finished("long")
-    yield from driver.until_finished("long")
+    yield from driver.until(lambda: driver.is_chunking("long"), "prefill again")
+    assert driver.num_outputs("chat") >= 1
+    assert driver.is_chunking("long", CHUNK_TOKENS), "its first chunk is not computed again"
+    yield from driver.until_finished("chat", "long")
     yield from driver.until_idle()
-    assert driver.reqs["long"].cached_tokens >= CHUNK_TOKENS
     assert driver.outputs("long") == driver.outputs("alone-long")
     driver.assert_nothing_locked()
 
@@ -89,18 +89,16 @@ def a_chunk_is_parked_for_a_prompt_that_fits(ctx: ScriptedContext, mixed: bool) 
     yield from _undisturbed(driver, {"long": LONG_DOCUMENT})
     driver.send("long", *LONG_DOCUMENT, **OFFLINE)
     for i in range(3):
-        # One arrives before each of the chunks that follow, the last one included.
-        reached = CHUNK_TOKENS * (i + 1)
+        reached = 50 * (i + 1)
         yield from driver.until(
-            lambda reached=reached: ctx.is_chunking("long")
-            and driver.reqs["long"].prefix_len >= reached,
+            lambda reached=reached: driver.is_chunking("long", reached),
             f"{reached} tokens prefilled",
         )
         driver.send(f"chat-{i}", prompt(40 + i, 20), 3, **ONLINE)
         yield from driver.step()
     yield from driver.until_finished("long", "chat-0", "chat-1", "chat-2")
     yield from driver.until_idle()
-    assert ctx.chunked_parks("long") >= 1
+    assert driver.num_parks("long") >= 1
     assert driver.reqs["long"].retraction_count == 0
     assert driver.outputs("long") == driver.outputs("alone-long")
     driver.assert_nothing_locked()
@@ -110,7 +108,7 @@ def aborts_give_everything_back(ctx: ScriptedContext, mixed: bool) -> Steps:
     """Abort mid-prefill, mid-decode, pooled and unbuilt, pooled after a release."""
     driver = Driver(ctx, mixed=mixed)
     driver.send("prefilling", prompt(50, 300), 8, **OFFLINE)
-    yield from driver.until(lambda: ctx.is_chunking("prefilling"), "mid-prefill")
+    yield from driver.until(lambda: driver.is_chunking("prefilling"), "mid-prefill")
     driver.abort("prefilling")
     yield from driver.until_idle()
     driver.assert_nothing_locked()
@@ -155,7 +153,7 @@ def abort_all_empties_every_place(ctx: ScriptedContext, mixed: bool) -> Steps:
     driver.send("row", prompt(80, 30), 300, **OFFLINE)
     yield from driver.until(lambda: driver.num_outputs("row") >= 1, "decoding")
     driver.send("chunk", prompt(81, 300), 20, **OFFLINE)
-    yield from driver.until(lambda: ctx.is_chunking("chunk"), "mid-prefill")
+    yield from driver.until(lambda: driver.is_chunking("chunk"), "mid-prefill")
     for i in range(5):
         driver.send(f"pooled-{i}", prompt(82 + i, 100), 300, **OFFLINE)
     yield from driver.step()
@@ -219,10 +217,10 @@ def a_chunk_gives_its_memory_to_online(ctx: ScriptedContext, mixed: bool) -> Ste
     driver = Driver(ctx, mixed=mixed)
     driver.send("long", prompt(110, 700), 8, **OFFLINE)
     yield from driver.until(
-        lambda: ctx.is_chunking("long") and driver.reqs["long"].prefix_len >= 600, "mid-prefill"
+        lambda: driver.is_chunking("long", 500), "mid-prefill"
     )
-    # 900 - 640 computed leave 260; 60 + 220 do not fit beside it, though 60 fit the chunk.
-    driver.send("chat", prompt(111, 60), 220, **ONLINE)
+    # At most 900 - 500 are left; 60 + 360 do not fit beside it, though 60 fit the chunk.
+    driver.send("chat", prompt(111, 60), 360, **ONLINE)
     yield from driver.until(
         lambda: driver.num_outputs("chat") >= 1, "online admitted at all", limit=30
     )
@@ -239,10 +237,10 @@ def a_chunk_gives_its_slot_to_online(ctx: ScriptedContext, mixed: bool) -> Steps
         driver.send(rid, prompt(120 + i, 10), 80, **ONLINE)
     yield from driver.until(lambda: all(map(driver.num_outputs, long_chats)), "online rows decode")
     driver.send("long", prompt(125, 400), 8, **OFFLINE)
-    yield from driver.until(lambda: ctx.is_chunking("long"), "mid-prefill")
+    yield from driver.until(lambda: driver.is_chunking("long"), "mid-prefill")
     driver.send("late", prompt(126, 20), 4, **ONLINE)
     yield from driver.until_finished("late", *long_chats, "long")
-    assert driver.finished_order[0] == "late", driver.finished_order
+    assert driver.finished_order[0] == "late", driver.state()
     yield from driver.until_idle()
     driver.assert_nothing_locked()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +23,29 @@ def prompt(seed: int, num_tokens: int) -> list[int]:
     return [100 + (7919 * seed + 31 * i * (i + seed)) % VOCABULARY for i in range(num_tokens)]
 
 
+_serial = itertools.count()
+
+
 class Driver:
-    """Sends requests, sees every request object that ever ran, and waits in iterations."""
+    """Sends requests, sees every request object that ever ran, and waits in iterations.
+
+    Names are per driver: two seconds after a stream ended, SGLang aborts its request id once
+    more, and another script may run by then.
+    """
 
     def __init__(self, ctx: ScriptedContext, *, mixed: bool | None = None) -> None:
         self.ctx = ctx
         self.scheduler: Any = ctx.scheduler
+        self._prefix = f"s{next(_serial)}."
         self.reqs: dict[str, Req] = {}
         self.finished_order: list[str] = []
         if mixed is not None:
             self.scheduler.is_mixed_chunk = mixed
 
-    def send(self, rid: str, tokens: list[int], max_new_tokens: int, **fields: Any) -> None:
+    def send(self, name: str, tokens: list[int], max_new_tokens: int, **fields: Any) -> None:
         """Post to /generate; returns when the scheduler's socket holds the request."""
         body = {
-            "rid": rid,
+            "rid": self.rid(name),
             "input_ids": tokens,
             "stream": True,
             **fields,
@@ -53,15 +62,19 @@ class Driver:
             self.ctx,
             path="/generate",
             json=body,
-            predicate=lambda message: getattr(message, "rid", None) == rid,
-            description=f"request {rid}",
+            predicate=lambda message: getattr(message, "rid", None) == self.rid(name),
+            description=f"request {name}",
         )
 
-    def abort(self, rid: str) -> None:
+    def abort(self, name: str) -> None:
         """Abort as a client does; returns when the scheduler's socket holds it."""
         from sglang.test.scripted_runtime.context import lifecycle
 
-        lifecycle.abort(self.ctx, rid=rid)
+        lifecycle.abort(self.ctx, rid=self.rid(name))
+
+    def rid(self, name: str) -> str:
+        """The request id that SGLang sees."""
+        return self._prefix + name
 
     def step(self) -> Steps:
         """One iteration."""
@@ -100,8 +113,19 @@ class Driver:
     def num_outputs(self, rid: str) -> int:
         return len(self.reqs[rid].output_ids) if rid in self.reqs else 0
 
-    def is_pooled(self, rid: str) -> bool:
-        return rid in self.scheduler.offline_queue
+    def is_pooled(self, name: str) -> bool:
+        return self.rid(name) in self.scheduler.offline_queue
+
+    def is_chunking(self, name: str, at_least_tokens: int = 0) -> bool:
+        """Half prefilled, with at least so many tokens in the cache."""
+        req = self.scheduler.chunked_req
+        return (
+            req is not None and req.rid == self.rid(name) and req.prefix_len >= at_least_tokens
+        )
+
+    def num_parks(self, name: str) -> int:
+        """Batches that ran without the half-done prefill of `name`."""
+        return int(self.ctx.chunked_parks(self.rid(name)))
 
     def counter(self, name: str) -> int:
         return int(self.scheduler.echo_counters.get(name, 0))
@@ -127,6 +151,7 @@ class Driver:
             "running": [r.rid for r in scheduler.running_batch.reqs],
             "waiting": [r.rid for r in scheduler.waiting_queue],
             "chunk": None if chunk is None else (chunk.rid, chunk.prefix_len),
+            "finished": self.finished_order,
             "outputs": {rid: len(req.output_ids) for rid, req in self.reqs.items()},
             "free": self.free_tokens(),
             "cached": scheduler.tree_cache.evictable_size(),
@@ -135,7 +160,7 @@ class Driver:
         if hasattr(scheduler, "offline_queue"):
             parts["pooled"] = list(scheduler.offline_queue.pool.rids())
             parts["counters"] = scheduler.echo_counters
-            parts["decisions"] = scheduler.decision_log.last(3)
+            parts["decisions"] = scheduler.decision_log.last(6)
         return "; ".join(f"{name} {value}" for name, value in parts.items())
 
     def _observe(self) -> None:
@@ -146,7 +171,8 @@ class Driver:
         if scheduler.chunked_req is not None:
             seen.append(scheduler.chunked_req)
         for req in seen:
-            self.reqs.setdefault(req.rid, req)
+            if req.rid.startswith(self._prefix):
+                self.reqs.setdefault(req.rid.removeprefix(self._prefix), req)
         for rid, req in self.reqs.items():
             if req.finished() and rid not in self.finished_order:
                 self.finished_order.append(rid)

@@ -29,9 +29,9 @@ FLAGS = (
 def scripted(
     request: pytest.FixtureRequest, model_path: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ScriptedServer]:
-    flags = FLAGS if request.param == "overlap" else (*FLAGS, "--disable-overlap-schedule")
+    overlap = "--echo-cpu-overlap" if request.param == "overlap" else "--disable-overlap-schedule"
     server = ScriptedServer(
-        model_path=model_path, folder=tmp_path_factory.mktemp("scripted"), flags=flags
+        model_path=model_path, folder=tmp_path_factory.mktemp("scripted"), flags=[*FLAGS, overlap]
     )
     try:
         server.start()

@@ -27,6 +27,8 @@ def test_the_environment_selects_the_platform_and_keeps_the_callers_thread_count
     found = spec.environment({"OMP_NUM_THREADS": "5", "PYTHONPATH": "elsewhere"})
     assert found["SGLANG_PLATFORM"] == "echo_cpu"
     assert (found["OMP_NUM_THREADS"], found["A"]) == ("5", "1")
+    assert found["GOMP_SPINCOUNT"] == "5000"
+    assert spec.environment({"GOMP_SPINCOUNT": "7"})["GOMP_SPINCOUNT"] == "7"
     assert found["PYTHONPATH"].startswith(str(REPOSITORY))
     assert found["PYTHONPATH"].endswith("elsewhere")
 

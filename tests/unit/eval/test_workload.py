@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_sorted_questions_keep_each_document_together_and_shuffled_ones_do_not()
         documents = [
             r.document for r in build_workload(WorkloadConfig(seed=7, order=order)).offline
         ]
-        return sum(a != b for a, b in zip(documents, documents[1:], strict=False))
+        return sum(a != b for a, b in itertools.pairwise(documents))
 
     assert changes(Order.SORTED) == 23
     # 287 neighbours, 1 in 24 of them of the same document by chance.

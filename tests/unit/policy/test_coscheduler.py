@@ -322,10 +322,21 @@ def test_with_nobody_online_a_model_that_thinks_everything_is_slow_still_lets_wo
 
 
 def test_online_prefill_gets_at_least_as_much_time_as_decoding_all_rows() -> None:
-    # 60 rows decode in 310 ms, more than the TPOT SLO: the budget is 620 ms, 310 tokens
+    # 60 rows and one token take 311 ms, more than the TPOT SLO: 622 ms hold 312 tokens
     plan = decide(
         snapshot(online=online(60, due_in_s=-1.0), waiting_online=(waiting("w", tokens=900),)),
         MODEL,
         SETTINGS,
     )
-    assert plan.chunk_tokens == 310
+    assert plan.chunk_tokens == 312
+
+
+def test_a_chunk_of_few_tokens_waits_while_online_rows_would_pay_a_fixed_price_for_it() -> None:
+    # mixing prefill in costs 60 ms at once: 30 tokens take 90 ms, 512 take 572 ms.
+    # 3 ms a token against 1.1: less than half as efficient
+    fixed = replace(MODEL, weights_s=(0.010, 0.060, *MODEL.weights_s[2:]))
+    state = snapshot(online=online(1, due_in_s=0.105), candidates=(candidate("a", tokens=900),))
+    assert decide(state, fixed, SETTINGS).reason is Reason.NO_SLACK
+    # with 245 ms, 170 tokens take 230 ms: 1.35 ms a token
+    later = snapshot(online=online(1, due_in_s=0.245), candidates=(candidate("a", tokens=900),))
+    assert decide(later, fixed, SETTINGS).chunk_tokens == 170
