@@ -18,8 +18,6 @@ CPU_PLATFORM = "echo_cpu"
 CPU_ENVIRONMENT = {
     "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
     "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
-    # OpenMP threads that spin at barriers starve each other once a core is shared.
-    "GOMP_SPINCOUNT": "5000",
 }
 MAX_RECV_PER_POLL = "128"
 """Requests taken in per iteration: a bulk submission must not stall the online ones."""

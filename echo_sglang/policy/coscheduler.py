@@ -189,8 +189,9 @@ class _Step:
         """Time for one iteration of online prefill beside running online rows.
 
         Running rows set it, but the prompt tokens get at least as much time as the iteration
-        costs without them: a backlog is not ended by crumbs. If the waiting ones would then miss their first token, the running rows may be
-        late once, up to their largest gap: they can catch up.
+        costs without them: a backlog is not ended by crumbs. If the waiting ones would then
+        miss their first token, the running rows may be late once, up to their largest gap:
+        they can catch up.
         """
         slo = self.settings.slo
         budget_s = max(
@@ -252,9 +253,8 @@ class _Step:
 
     def _admissible(self, released: tuple[OfflineRow, ...]) -> tuple[OfflineCandidate, ...]:
         """Candidates that slots, memory and the decode-time share leave room for."""
-        if released or self.snapshot.waiting_online and not self.model.trained:
-            return ()
-        if not self.model.trained and self.snapshot.online.rows:
+        someone_online = bool(self.snapshot.waiting_online or self.snapshot.online.rows)
+        if released or (someone_online and not self.model.trained):
             return ()
         rows_left = self._row_room()
         tokens_left = self._memory_room()

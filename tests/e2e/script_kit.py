@@ -119,9 +119,7 @@ class Driver:
     def is_chunking(self, name: str, at_least_tokens: int = 0) -> bool:
         """Half prefilled, with at least so many tokens in the cache."""
         req = self.scheduler.chunked_req
-        return (
-            req is not None and req.rid == self.rid(name) and req.prefix_len >= at_least_tokens
-        )
+        return req is not None and req.rid == self.rid(name) and req.prefix_len >= at_least_tokens
 
     def num_parks(self, name: str) -> int:
         """Batches that ran without the half-done prefill of `name`."""

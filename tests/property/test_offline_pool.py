@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ def test_shuffled_questions_are_admitted_document_by_document(
         pool.admit(candidates[0].rid)
     assert sorted(admitted) == sorted(f"{d}-{q}" for d, q in order)
     documents = [rid.split("-")[0] for rid in admitted]
-    changes = sum(a != b for a, b in zip(documents, documents[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(documents))
     assert changes == 5  # six documents, each visited once
 
 
