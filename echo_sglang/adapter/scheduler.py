@@ -46,10 +46,11 @@ from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments, prometheus_instruments
 from echo_sglang.policy.arrivals import BurstEstimate
 from echo_sglang.policy.attainment import AttainmentWindow, OnlineProgress
-from echo_sglang.policy.coscheduler import CoschedulerSettings, decide
+from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.decision_log import Decision, DecisionLog
 from echo_sglang.policy.offline_pool import OfflineEntry, PoolSettings
 from echo_sglang.policy.selection import SelectionSettings
+from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
 
 DEFAULT_NEW_TOKENS = 128

@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.plan import ChunkAction, Reason, StepPlan
 from echo_sglang.domain.snapshot import OfflineCandidate, OfflineRow, Snapshot, WaitingOnline
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.estimate.step_time import StepTimeModel
+from echo_sglang.policy.admission import Admission
+from echo_sglang.policy.iteration import Iteration, Work, total_tokens
 from echo_sglang.policy.preemption import (
     decode_shape,
     online_shortage,
     rows_for_shortage,
     rows_for_time,
 )
-from echo_sglang.policy.slack import (
-    SloSettings,
-    arrival_guard,
-    decode_budget,
-    gap_budget,
-    in_deadline_order,
-)
-
-Work = Sequence[tuple[int, int]]
-"""Prefill still to do, in admission order: (tokens to compute, tokens before them)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoschedulerSettings:
-    """How the co-scheduler weighs.
-
-    min_chunk_tokens: an offline chunk smaller than this is not worth an iteration.
-    min_chunk_efficiency: nor is one whose tokens per second are below this share of a full
-    chunk's, while online rows run.
-    safe_chunk_tokens: chunk while nothing is known of the server's speed.
-    decode_share: share of the TPOT SLO that decoding all rows may take; offline rows
-    beyond it are not admitted, so that a chunk still fits beside them.
-    min_parked_steps: iterations a released row stays away.
-    """
-
-    slo: SloSettings
-    min_chunk_tokens: int = 16
-    min_chunk_efficiency: float = 0.5
-    safe_chunk_tokens: int = 32
-    decode_share: float = 0.6
-    min_parked_steps: int = 4
+from echo_sglang.policy.settings import CoschedulerSettings
+from echo_sglang.policy.slack import arrival_guard, decode_budget, gap_budget, in_deadline_order
 
 
 def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettings) -> StepPlan:
@@ -74,7 +45,7 @@ def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettin
 
 
 class _Step:
-    """The parts of one decision that share its inputs."""
+    """The parts of one decision that share its inputs. offline_rows: those that stay."""
 
     def __init__(
         self,
@@ -86,33 +57,29 @@ class _Step:
         self.snapshot = snapshot
         self.model = model
         self.settings = settings
-        self.offline_rows = offline_rows
-        self.decode = decode_shape(snapshot, offline_rows)
+        self.iteration = Iteration(snapshot, model, decode_shape(snapshot, offline_rows))
+        self.admission = Admission(self.iteration, settings)
+        self.least_tokens = max(settings.min_chunk_tokens, snapshot.page_size)
 
     def plan_online(
         self, waiting: tuple[WaitingOnline, ...], released: tuple[OfflineRow, ...]
     ) -> StepPlan:
         """Online prompts now; offline ones in the rest of the chunk, if there is any."""
-        snapshot = self.snapshot
         action, work = self._online_work(waiting)
         budget_s = self._online_budget(waiting, work)
-        limit = self.largest_chunk(work, budget_s)
-        floor = max(self.settings.min_chunk_tokens, snapshot.page_size)
-        tokens = min(sum(extend for extend, _ in work), max(limit, floor))
-        tokens = min(tokens, snapshot.chunk_cap_tokens)
+        limit = max(self.iteration.largest_chunk(work, budget_s), self.least_tokens)
+        tokens = min(limit, self.iteration.chunk_cap(work))
         plan = self._plan(
             Reason.ONLINE_PREFILL, tokens, work, budget_s, released, action, online=waiting
         )
-        all_online = tokens >= sum(extend for extend, _ in work)
-        if not all_online or action is ChunkAction.PARK:
+        if tokens < total_tokens(work) or action is ChunkAction.PARK:
             return plan
         return self._add_offline(plan, work, waiting, released)
 
     def plan_offline(self, released: tuple[OfflineRow, ...]) -> StepPlan:
         """Nobody online waits: fill the budget with offline prompts."""
-        snapshot, settings = self.snapshot, self.settings
-        candidates = self._admissible(released)
-        chunk = snapshot.chunk
+        candidates = () if released else self.admission.admissible()
+        chunk = self.snapshot.chunk
         work: list[tuple[int, int]] = []
         if chunk is not None:
             work.append((chunk.remaining_tokens, chunk.prefix_tokens))
@@ -122,16 +89,8 @@ class _Step:
         if not work:
             reason = self._why_none(released)
             return self._plan(reason, 0, (), budget_s, released, park)
-        limit = self.largest_chunk(work, budget_s)
-        if not self.model.trained:
-            limit = self._safe_limit()
-        total = sum(extend for extend, _ in work)
-        least = min(total, max(settings.min_chunk_tokens, snapshot.page_size))
-        if not snapshot.online.rows:
-            # Nobody is delayed now, and a model that is wrong is corrected only by running.
-            limit = max(limit, least)
-        tokens = min(total, limit, snapshot.chunk_cap_tokens)
-        if tokens < least or not self._is_worth_it(work, tokens):
+        tokens = self._offline_chunk(work, budget_s)
+        if tokens == 0:
             reason = Reason.NO_SLACK if self.model.trained else Reason.SAFE_MODE
             return self._plan(reason, 0, (), budget_s, released, park)
         action = ChunkAction.NONE if chunk is None else ChunkAction.CONTINUE
@@ -139,36 +98,6 @@ class _Step:
         return self._plan(
             reason, tokens, work, budget_s, released, action, offline=candidates, share=tokens
         )
-
-    def largest_chunk(self, work: Work, budget_s: float) -> int:
-        """Most prompt tokens of `work`, in order, whose iteration ends within `budget_s`."""
-        high = min(sum(extend for extend, _ in work), self.snapshot.chunk_cap_tokens)
-        if self.model.trained:
-            high = min(high, max(2 * self.model.largest_extend_tokens, 1))
-        if math.isinf(budget_s) or high <= 0:
-            return max(high, 0)
-        low = 0
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.seconds(work, middle) <= budget_s:
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
-    def seconds(self, work: Work, tokens: int) -> float:
-        """Upper bound of the time until every online row has its next token.
-
-        In a mixed iteration that is one iteration; otherwise the decode step that has to
-        follow the prefill counts too.
-        """
-        snapshot, model = self.snapshot, self.model
-        if tokens <= 0:
-            return model.upper(self.decode)
-        if snapshot.mixed:
-            return model.upper(_with_work(self.decode, work, tokens))
-        prefill_s = model.upper(_with_work(BatchShape(), work, tokens))
-        return prefill_s + (model.upper(self.decode) if self.decode.decode_rows else 0.0)
 
     def _online_work(self, waiting: tuple[WaitingOnline, ...]) -> tuple[ChunkAction, Work]:
         chunk = self.snapshot.chunk
@@ -178,9 +107,8 @@ class _Step:
         if chunk.service_class is ServiceClass.ONLINE:
             own = (chunk.remaining_tokens, chunk.prefix_tokens)
             return ChunkAction.CONTINUE, [own, *prompts]
-        fits = sum(extend for extend, _ in prompts) <= self.largest_chunk(
-            prompts, self._online_budget(waiting, prompts)
-        )
+        budget_s = self._online_budget(waiting, prompts)
+        fits = total_tokens(prompts) <= self.iteration.largest_chunk(prompts, budget_s)
         if fits or not chunk.releasable:
             return ChunkAction.PARK, prompts
         return ChunkAction.RELEASE, prompts
@@ -197,16 +125,16 @@ class _Step:
         budget_s = max(
             decode_budget(self.snapshot),
             slo.tpot_margin * slo.tpot_slo_s,
-            2.0 * self.seconds(work, 1),
+            2.0 * self.iteration.seconds(work, 1),
         )
         deadlines = [w.deadline_s for w in waiting]
         chunk = self.snapshot.chunk
         if chunk is not None and chunk.deadline_s is not None:
             deadlines.append(chunk.deadline_s)
-        total = sum(extend for extend, _ in work)
+        total = total_tokens(work)
         if not self.model.trained or not deadlines or math.isinf(budget_s):
             return budget_s
-        per_step = max(self.largest_chunk(work, budget_s), 1)
+        per_step = max(self.iteration.largest_chunk(work, budget_s), 1)
         finish_s = self.snapshot.now_s + math.ceil(total / per_step) * budget_s
         if per_step >= total or finish_s <= max(deadlines):
             return budget_s
@@ -215,7 +143,8 @@ class _Step:
     def _offline_budget(self) -> float:
         snapshot, slo = self.snapshot, self.settings.slo
         burst = snapshot.typical_burst_tokens
-        burst_s = self.model.predict(self.decode.with_chunk(burst, 0) if burst else self.decode)
+        decode = self.iteration.decode
+        burst_s = self.model.predict(decode.with_chunk(burst, 0) if burst else decode)
         guard_s = arrival_guard(burst_s, slo) / snapshot.delivery_steps
         return min(decode_budget(snapshot), guard_s)
 
@@ -229,13 +158,14 @@ class _Step:
         if released or not self.model.trained or plan.chunk_action is ChunkAction.RELEASE:
             return plan
         snapshot = self.snapshot
-        candidates = self._admissible(released)
+        candidates = self.admission.admissible()
         if not candidates:
             return plan
         first_token_s = min((w.deadline_s - snapshot.now_s for w in waiting), default=math.inf)
         budget_s = min(self._offline_budget(), first_token_s)
         both = [*work, *((c.extend_tokens, c.prefix_tokens) for c in candidates)]
-        tokens = self.largest_chunk(both, budget_s)
+        known = max(self.iteration.known_tokens(), plan.chunk_tokens)
+        tokens = min(self.iteration.largest_chunk(both, budget_s), known)
         share = tokens - plan.chunk_tokens
         if share < self.settings.min_chunk_tokens:
             return plan
@@ -251,82 +181,33 @@ class _Step:
             share=share,
         )
 
-    def _admissible(self, released: tuple[OfflineRow, ...]) -> tuple[OfflineCandidate, ...]:
-        """Candidates that slots, memory and the decode-time share leave room for."""
-        someone_online = bool(self.snapshot.waiting_online or self.snapshot.online.rows)
-        if released or (someone_online and not self.model.trained):
-            return ()
-        rows_left = self._row_room()
-        tokens_left = self._memory_room()
-        chosen: list[OfflineCandidate] = []
-        for candidate in self.snapshot.candidates:
-            if len(chosen) >= rows_left:
-                break
-            steps_parked = candidate.steps_parked
-            if steps_parked is not None and steps_parked < self.settings.min_parked_steps:
-                continue
-            need = candidate.extend_tokens + candidate.max_new_tokens + self.snapshot.page_size
-            if need > tokens_left:
-                break
-            tokens_left -= need
-            chosen.append(candidate)
-        return tuple(chosen)
+    def _offline_chunk(self, work: Work, budget_s: float) -> int:
+        """Tokens of an offline chunk, 0 if none is worth its time now.
 
-    def _row_room(self) -> int:
-        """Offline rows that may join before decoding everybody takes too long."""
-        snapshot, slo = self.snapshot, self.settings.slo
-        slots = snapshot.free_slots - len(snapshot.waiting_online)
-        if not self.model.trained:
-            return min(slots, 1)
-        limit_s = self.settings.decode_share * slo.tpot_slo_s
-        rows = self.decode.decode_rows
-        mean_kv = self.decode.decode_kv_tokens // rows if rows else 0
-        room = 0
-        while room < min(slots, len(snapshot.candidates)):
-            grown = BatchShape(
-                decode_rows=rows + room + 1,
-                decode_kv_tokens=self.decode.decode_kv_tokens + (room + 1) * mean_kv,
-            )
-            if self.model.predict(grown) > limit_s:
-                break
-            room += 1
-        return max(room, 1 if rows == 0 and slots > 0 else 0)
-
-    def _memory_room(self) -> int:
-        memory = self.snapshot.memory
-        return memory.available_tokens - memory.growth_tokens - self._reserve_tokens()
-
-    def _reserve_tokens(self) -> int:
-        """The burst reserve; nothing while the server is empty, lest a long prompt starves."""
-        alone = not self.decode.decode_rows and not self.snapshot.waiting_online
-        if alone and self.snapshot.chunk is None:
-            return 0
-        return self.snapshot.memory.reserve_tokens
-
-    def _is_worth_it(self, work: Work, tokens: int) -> bool:
-        """False for a chunk that costs online rows much time for few tokens.
-
-        Decode-only iterations meanwhile gain slack, which a larger chunk then uses better.
+        A small chunk may cost online rows nearly as much as a large one; decode-only
+        iterations meanwhile gain the slack that a larger one then uses better.
         """
-        if not self.snapshot.online.rows or not self.model.trained:
-            return True
-        best = min(sum(extend for extend, _ in work), self.snapshot.chunk_cap_tokens)
-        without_s = self.seconds(work, 0)
-        cost_s = (self.seconds(work, tokens) - without_s) / tokens
-        best_cost_s = (self.seconds(work, best) - without_s) / best
-        return cost_s * self.settings.min_chunk_efficiency <= best_cost_s
-
-    def _safe_limit(self) -> int:
-        if self.snapshot.online.rows or self.snapshot.waiting_online:
+        iteration, settings = self.iteration, self.settings
+        cap = iteration.chunk_cap(work)
+        least = min(cap, self.least_tokens)
+        if not self.model.trained:
+            alone = not self.snapshot.online.rows
+            return min(cap, max(settings.safe_chunk_tokens, iteration.known_tokens())) * alone
+        tokens = min(iteration.largest_chunk(work, budget_s), iteration.known_tokens())
+        if not self.snapshot.online.rows:
+            # Nobody is delayed now, and a model that is wrong is corrected only by running.
+            return max(tokens, least)
+        if tokens < least:
             return 0
-        return max(self.settings.safe_chunk_tokens, 2 * self.model.largest_extend_tokens)
+        efficient = iteration.is_efficient(work, tokens, settings.min_chunk_efficiency)
+        return tokens if efficient else 0
 
     def _why_none(self, released: tuple[OfflineRow, ...]) -> Reason:
         if not self.snapshot.candidates:
             return Reason.IDLE
         if not self.model.trained:
             return Reason.SAFE_MODE
-        if released or self._row_room() <= 0:
+        if released or self.admission.row_room() <= 0:
             return Reason.NO_SLOT
         return Reason.NO_MEMORY
 
@@ -347,13 +228,13 @@ class _Step:
             reason=reason,
             chunk_tokens=tokens,
             offline_tokens=share,
-            reserve_tokens=self._reserve_tokens() if offline else 0,
+            reserve_tokens=self.admission.reserve_tokens() if offline else 0,
             online_order=tuple(w.rid for w in online),
             offline_order=tuple(c.rid for c in offline),
             release=tuple(row.rid for row in released),
             chunk_action=action,
             budget_s=budget_s,
-            predicted_s=self.seconds(work, tokens),
+            predicted_s=self.iteration.seconds(work, tokens),
         )
 
 
@@ -363,27 +244,6 @@ def _online_order(snapshot: Snapshot, model: StepTimeModel) -> tuple[WaitingOnli
         for w in snapshot.waiting_online
     }
     return in_deadline_order(snapshot.waiting_online, snapshot.now_s, prefill_s)
-
-
-def _with_work(base: BatchShape, work: Work, tokens: int) -> BatchShape:
-    """`base` plus the first `tokens` of `work`."""
-    extend_tokens, pairs, square = base.extend_tokens, base.extend_pairs, base.extend_square
-    left = tokens
-    for extend, prefix in work:
-        chunk = min(extend, left)
-        if chunk <= 0:
-            break
-        extend_tokens += chunk
-        pairs += chunk * prefix
-        square += chunk * chunk
-        left -= chunk
-    return BatchShape(
-        extend_tokens=extend_tokens,
-        extend_pairs=pairs,
-        extend_square=square,
-        decode_rows=base.decode_rows,
-        decode_kv_tokens=base.decode_kv_tokens,
-    )
 
 
 def _without(rows: tuple[OfflineRow, ...], gone: tuple[OfflineRow, ...]) -> tuple[OfflineRow, ...]:

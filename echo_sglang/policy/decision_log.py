@@ -25,7 +25,8 @@ from echo_sglang.domain.snapshot import (
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.errors import TraceError
 from echo_sglang.estimate.step_time import StepTimeModel
-from echo_sglang.policy.coscheduler import CoschedulerSettings, decide
+from echo_sglang.policy.coscheduler import decide
+from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
 
 SCHEMA_VERSION = 1

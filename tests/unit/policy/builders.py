@@ -13,7 +13,7 @@ from echo_sglang.domain.snapshot import (
     WaitingOnline,
 )
 from echo_sglang.estimate.step_time import StepTimeModel
-from echo_sglang.policy.coscheduler import CoschedulerSettings
+from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
 
 SETTINGS = CoschedulerSettings(

@@ -1,0 +1,75 @@
+"""Which offline candidates slots, memory and decode time leave room for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from echo_sglang.domain.batch import BatchShape
+from echo_sglang.domain.snapshot import OfflineCandidate
+from echo_sglang.policy.iteration import Iteration
+from echo_sglang.policy.settings import CoschedulerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Room for offline requests in one iteration."""
+
+    iteration: Iteration
+    settings: CoschedulerSettings
+
+    def admissible(self) -> tuple[OfflineCandidate, ...]:
+        """Candidates that may be admitted, in their order."""
+        snapshot = self.iteration.snapshot
+        someone_online = bool(snapshot.waiting_online or snapshot.online.rows)
+        if someone_online and not self.iteration.model.trained:
+            return ()
+        rows_left = self.row_room()
+        tokens_left = self.memory_room()
+        chosen: list[OfflineCandidate] = []
+        for candidate in snapshot.candidates:
+            if len(chosen) >= rows_left:
+                break
+            steps_parked = candidate.steps_parked
+            if steps_parked is not None and steps_parked < self.settings.min_parked_steps:
+                continue
+            need = candidate.extend_tokens + candidate.max_new_tokens + snapshot.page_size
+            if need > tokens_left:
+                break
+            tokens_left -= need
+            chosen.append(candidate)
+        return tuple(chosen)
+
+    def row_room(self) -> int:
+        """Offline rows that may join before decoding everybody takes too long."""
+        snapshot, model, decode = (
+            self.iteration.snapshot,
+            self.iteration.model,
+            self.iteration.decode,
+        )
+        slots = snapshot.free_slots - len(snapshot.waiting_online)
+        if not model.trained:
+            return min(slots, 1)
+        limit_s = self.settings.decode_share * self.settings.slo.tpot_slo_s
+        rows = decode.decode_rows
+        mean_kv = decode.decode_kv_tokens // rows if rows else 0
+        room = 0
+        while room < min(slots, len(snapshot.candidates)):
+            grown = BatchShape(
+                decode_rows=rows + room + 1,
+                decode_kv_tokens=decode.decode_kv_tokens + (room + 1) * mean_kv,
+            )
+            if model.predict(grown) > limit_s:
+                break
+            room += 1
+        return max(room, 1 if rows == 0 and slots > 0 else 0)
+
+    def memory_room(self) -> int:
+        """KV tokens that offline requests may commit beyond what runs."""
+        memory = self.iteration.snapshot.memory
+        return memory.available_tokens - memory.growth_tokens - self.reserve_tokens()
+
+    def reserve_tokens(self) -> int:
+        """The burst reserve; nothing while the server is empty, lest a long prompt starves."""
+        snapshot = self.iteration.snapshot
+        empty = not self.iteration.decode.decode_rows and not snapshot.waiting_online
+        return 0 if empty and snapshot.chunk is None else snapshot.memory.reserve_tokens
