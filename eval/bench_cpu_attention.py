@@ -208,7 +208,8 @@ def main() -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     bench = Bench(dtype=torch.bfloat16, seed=arguments.seed)
-    measurements = [bench.measure(case, repeats=arguments.repeats) for case in CASES]
+    with torch.no_grad():
+        measurements = [bench.measure(case, repeats=arguments.repeats) for case in CASES]
     provenance = collect_provenance(
         model_path=Path("smollm2-135m-shapes"), pythons={"both": sys.executable}
     )

@@ -155,6 +155,8 @@ class EchoScheduler(Scheduler):
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
         if self._captured is not None:
+            # It has waited since it arrived, not since it was built.
+            req.time_stats.set_wait_queue_entry_time(req.time_stats.scheduler_recv_time)
             self._captured.append(req)
             return
         if is_offline(req) and req.to_finish is None and not req.finished():
@@ -165,6 +167,7 @@ class EchoScheduler(Scheduler):
                 deadline_s=self._deadline_s(req.tag, now_s),
                 parked_at_step=self.echo_step if req.retraction_count else None,
             )
+            req.time_stats.set_wait_queue_entry_time()
             return
         super()._add_request_to_queue(req, is_retracted)
         if isinstance(req, EchoReq) and not is_retracted:

@@ -58,12 +58,14 @@ class TokenGroup:
     """Rows with one new token each, answered together.
 
     Attributes:
-        queries: [rows], positions in the query tensor.
+        queries: their place in the query tensor: a slice when they are neighbours, else
+            [rows] positions.
         slots: [rows * padded_len], KV slots, row by row; a short row repeats its last slot.
         mask: [rows, 1, 1, padded_len], 0 or -inf, or None when no row is padded.
     """
 
-    queries: torch.Tensor
+    num_rows: int
+    queries: slice | torch.Tensor
     slots: torch.Tensor
     mask: torch.Tensor | None
 
@@ -146,6 +148,7 @@ def _visible(row: Row, window: int | None) -> int:
 def _make_group(
     rows: Sequence[Row], req_to_token: torch.Tensor, window: int | None, dtype: torch.dtype
 ) -> TokenGroup:
+    rows = sorted(rows, key=lambda row: row.query_start)
     visible = torch.tensor([_visible(row, window) for row in rows])
     kv_len = torch.tensor([row.kv_len for row in rows])
     pool_indices = torch.tensor([row.pool_index for row in rows])
@@ -158,11 +161,14 @@ def _make_group(
         mask = torch.zeros(len(rows), padded_len, dtype=dtype)
         mask.masked_fill_(offsets >= visible[:, None], float("-inf"))
         mask = mask[:, None, None, :]
-    return TokenGroup(
-        queries=torch.tensor([row.query_start for row in rows]),
-        slots=slots.reshape(-1),
-        mask=mask,
-    )
+    return TokenGroup(num_rows=len(rows), queries=_place(rows), slots=slots.reshape(-1), mask=mask)
+
+
+def _place(rows: Sequence[Row]) -> slice | torch.Tensor:
+    first, last = rows[0].query_start, rows[-1].query_start
+    if last - first == len(rows) - 1:
+        return slice(first, last + 1)
+    return torch.tensor([row.query_start for row in rows])
 
 
 def _make_chunk(
@@ -206,33 +212,54 @@ def run_plan(
     query: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
-    output: torch.Tensor,
     *,
     scale: float,
-) -> None:
-    """Attend, writing into `output`; queries that no row names are left untouched.
+) -> torch.Tensor:
+    """Return [tokens, heads, value_dim]: the answers, and zero for a query that no row names.
 
     Args:
         query: [tokens, heads, head_dim].
         key_cache: [slots, kv_heads, head_dim], the new tokens' keys already written.
         value_cache: [slots, kv_heads, value_dim].
-        output: [tokens, heads, value_dim].
         scale: factor on the scores.
     """
+    answers = list(_answers(plan, query, key_cache, value_cache, scale))
+    num_tokens, num_heads = query.shape[:2]
+    if len(answers) == 1 and answers[0][1].shape[0] == num_tokens:
+        return answers[0][1]
+    shape = (num_tokens, num_heads, value_cache.shape[-1])
+    output = query.new_empty(shape) if plan.num_queries == num_tokens else query.new_zeros(shape)
+    for queries, answer in answers:
+        if isinstance(queries, slice):
+            output[queries] = answer
+        else:
+            output.index_copy_(0, queries, answer)
+    return output
+
+
+def _answers(
+    plan: Plan,
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    scale: float,
+) -> Iterator[tuple[slice | torch.Tensor, torch.Tensor]]:
+    """Yield every call's place in the query tensor and its answer, [queries, heads, value_dim]."""
     gqa = query.shape[1] != key_cache.shape[1]
     for group in plan.groups:
-        num_rows = group.queries.numel()
-        keys = _gather(key_cache, group.slots, query.dtype).unflatten(0, (num_rows, -1))
-        values = _gather(value_cache, group.slots, query.dtype).unflatten(0, (num_rows, -1))
+        keys = _gather(key_cache, group.slots, query.dtype).unflatten(0, (group.num_rows, -1))
+        values = _gather(value_cache, group.slots, query.dtype).unflatten(0, (group.num_rows, -1))
+        in_slice = isinstance(group.queries, slice)
+        own = query[group.queries] if in_slice else query.index_select(0, group.queries)
         answer = scaled_dot_product_attention(
-            query.index_select(0, group.queries).unsqueeze(2),
+            own.unsqueeze(2),
             keys.transpose(1, 2),
             values.transpose(1, 2),
             attn_mask=group.mask,
             scale=scale,
             enable_gqa=gqa,
         )
-        output.index_copy_(0, group.queries, answer.squeeze(2))
+        yield group.queries, answer.squeeze(2)
     heads_first = query.transpose(0, 1)
     for chunk in plan.chunks:
         keys = _gather(key_cache, chunk.slots, query.dtype).transpose(0, 1)
@@ -247,7 +274,7 @@ def run_plan(
                 scale=scale,
                 enable_gqa=gqa,
             )
-            output[block.queries] = answer[0].transpose(0, 1)
+            yield block.queries, answer[0].transpose(0, 1)
 
 
 def _gather(cache: torch.Tensor, slots: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

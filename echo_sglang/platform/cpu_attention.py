@@ -85,19 +85,13 @@ class CpuAttentionBackend(AttentionBackend):
                 layer, KVWriteLoc(forward_batch.out_cache_loc), k, v
             )
         query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        plan = self._plan(layer, q.dtype)
-        shape = (query.shape[0], layer.tp_q_head_num, layer.v_head_dim)
-        is_padded = plan.num_queries != query.shape[0]
-        output = query.new_zeros(shape) if is_padded else query.new_empty(shape)
-        run_plan(
-            plan,
+        return run_plan(
+            self._plan(layer, q.dtype),
             query,
             self.token_to_kv_pool.get_key_buffer(layer.layer_id),
             self.token_to_kv_pool.get_value_buffer(layer.layer_id),
-            output,
             scale=layer.scaling,
-        )
-        return output.flatten(1)
+        ).flatten(1)
 
     def _plan(self, layer: RadixAttention, dtype: torch.dtype) -> Plan:
         window = layer.sliding_window_size if layer.sliding_window_size > -1 else None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -241,3 +244,13 @@ def test_an_ordinary_model_is_taken() -> None:
     tree = SimpleNamespace(supports_mamba=lambda: False)
     model: Any = SimpleNamespace(tree_cache=tree, **MODEL)
     compat.check_scheduler(model)
+
+
+@pytest.mark.slow
+def test_the_launcher_refuses_before_it_loads_a_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    command = [sys.executable, "-m", "echo_sglang.launch_server", "--model-path", str(tmp_path)]
+    ended = subprocess.run([*command, "--tp-size", "2"], capture_output=True, text=True)
+    assert ended.returncode == 2, ended.stderr[-2000:]
+    assert ended.stderr.splitlines()[-1].startswith("echo_sglang: --tp-size above 1")
+    assert "--echo-off" in ended.stderr.splitlines()[-1]

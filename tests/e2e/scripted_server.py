@@ -9,6 +9,7 @@ pickled messages over a ZMQ pair.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ milliseconds."""
 
 
 class _PausedServer(LiveServer):
+    def run_with(self, python: str) -> None:
+        self._command[0] = python
+
     def is_healthy(self) -> bool:
         """/health asks the scheduler, which stands still until a script runs."""
         try:
@@ -53,7 +57,7 @@ class ScriptedServer:
         module: str = ECHO_MODULE,
         flags: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
-        python: str | None = None,
+        python: str = sys.executable,
     ) -> None:
         self._error_path = folder / "scheduler_error.json"
         self._context = zmq.Context()
@@ -77,6 +81,8 @@ class ScriptedServer:
                 **(environment or {}),
             },
         )
+
+        self.live.run_with(python)
 
     def start(self) -> None:
         """Return once the scheduler waits for scripts and HTTP answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_stream_gives_each_token_once_and_in_order(
     events = server.stream("/generate", body)
     texts = [event["text"] for event in events]
     counts = [event["meta_info"]["completion_tokens"] for event in events]
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert texts[-1] == whole["text"]
     assert counts == sorted(counts) and counts[-1] == 10
     assert [e["meta_info"]["finish_reason"] is not None for e in events].count(True) == 1

@@ -12,7 +12,7 @@ from echo_sglang.domain.plan import Reason
 from echo_sglang.policy.decision_log import read_decisions
 from tests.e2e.conftest import ServerFactory
 from tests.e2e.http_kit import OFFLINE, ONLINE, generate, prompt, status, until, until_idle
-from tests.e2e.live_server import LiveServer
+from tests.e2e.live_server import START_TIMEOUT_S, LiveServer
 
 pytestmark = pytest.mark.server
 
@@ -149,15 +149,14 @@ def test_prometheus_shows_echos_metrics(served: LiveServer) -> None:
     assert [float(sample.rsplit(" ", 1)[1]) for sample in finished] == [3.0]
 
 
-def test_offline_queue_times_are_real_times(served: LiveServer) -> None:
+def test_no_queue_time_exceeds_what_the_server_has_been_up(served: LiveServer) -> None:
     """A request that waited in the pool must not be timed from the start of the machine."""
     lines = served.get("/metrics").text.splitlines()
-    sums = [
-        float(s.rsplit(" ", 1)[1]) for s in lines if s.startswith("sglang:queue_time_seconds_sum")
-    ]
+    sums = [line for line in lines if line.startswith("sglang:queue_time_seconds_sum")]
     assert sums
-    uptime_s = status(served)["slo"]["ttft_ms"] / 1e3
-    assert all(0.0 <= seconds < uptime_s for seconds in sums), sums
+    # The machine may be younger than the tests; the requests together waited for less.
+    for line in sums:
+        assert 0.0 <= float(line.rsplit(" ", 1)[1]) < START_TIMEOUT_S, line
 
 
 def test_a_full_pool_answers_503_and_takes_requests_again_later(served: LiveServer) -> None:

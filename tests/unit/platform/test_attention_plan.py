@@ -58,9 +58,7 @@ class World:
 
     def answer(self, *, window=None):
         plan = make_plan(self.rows, self.req_to_token, window=window, dtype=self.queries.dtype)
-        output = torch.full_like(self.queries, math.nan)
-        run_plan(plan, self.queries, self.keys, self.values, output, scale=SCALE)
-        return plan, output
+        return plan, run_plan(plan, self.queries, self.keys, self.values, scale=SCALE)
 
     def formula(self, *, window=None):
         """softmax(q k^T * scale) v over the tokens a query may see, in float64."""
@@ -160,6 +158,23 @@ def test_a_float8_cache_is_read_in_the_dtype_of_the_queries():
     world.values = world.values.to(torch.float8_e5m2)
     _, answer = world.answer()
     world.keys, world.values = world.keys.float(), world.values.float()
+    assert_same(answer, world.formula())
+
+
+def test_padding_behind_the_last_row_is_answered_with_zeros():
+    world = World([(20, 9), (31, 1)])
+    formula = world.formula()
+    world.queries = torch.cat([world.queries, torch.full((3, 4, 8), math.nan)])
+    _, answer = world.answer()
+    assert_same(answer[:10], formula)
+    assert answer[10:].tolist() == torch.zeros(3, 4, 8).tolist()
+
+
+def test_groups_of_interleaved_rows_keep_every_answer_in_place():
+    short, long = (10, 1), (PADDING_WORTH_A_CALL + 50, 1)
+    world = World([short, long, short, long])
+    plan, answer = world.answer()
+    assert [group.queries.tolist() for group in plan.groups] == [[1, 3], [0, 2]]
     assert_same(answer, world.formula())
 
 

@@ -1,0 +1,61 @@
+"""Flags: one source, checked at birth, carried whole into other processes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from echo_sglang.config import EchoConfig
+from echo_sglang.errors import ConfigError
+
+
+def test_flags_given_on_the_command_line_reach_the_configuration() -> None:
+    parser = argparse.ArgumentParser()
+    EchoConfig.add_arguments(parser)
+    arguments = parser.parse_args(["--slo-ttft-ms", "500", "--echo-reserve-tokens", "64"])
+    config = EchoConfig.from_arguments(vars(arguments))
+    assert config == EchoConfig(slo_ttft_ms=500.0, reserve_tokens=64)
+
+
+def test_a_configuration_survives_the_environment() -> None:
+    config = EchoConfig(slo_tpot_ms=42.5, decision_log="somewhere.jsonl")
+    assert EchoConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "flag"),
+    [
+        ("slo_ttft_ms", 0.0, "--slo-ttft-ms"),
+        ("slo_tpot_ms", -1.0, "--slo-tpot-ms"),
+        ("slo_tpot_ms", float("nan"), "--slo-tpot-ms"),
+        ("slo_margin", 1.5, "--echo-slo-margin"),
+        ("coverage", 0.2, "--echo-coverage"),
+        ("reserve_tokens", -2, "--echo-reserve-tokens"),
+        ("min_parked_steps", 1, "--echo-min-parked-steps"),
+        ("max_pooled", 0, "--echo-max-pooled"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_by_its_flag(
+    field: str, value: Any, flag: str
+) -> None:
+    with pytest.raises(ConfigError, match=flag) as refusal:
+        EchoConfig(**{field: value})
+    assert "allowed is" in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"no_such_field": 1}'])
+def test_an_environment_value_that_is_no_configuration_says_what_to_do(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"echo_sglang\.launch_server"):
+        EchoConfig.from_json(text)
+
+
+def test_the_default_reserve_is_a_tenth_of_the_pool() -> None:
+    assert EchoConfig().reserve_for(10_000) == 1_000
+    assert EchoConfig(reserve_tokens=0).reserve_for(10_000) == 0
+
+
+def test_a_reserve_above_half_of_the_pool_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at most half"):
+        EchoConfig(reserve_tokens=6_000).reserve_for(10_000)
