@@ -69,8 +69,7 @@ class EchoConfig:
     decision_log: str = _option(
         "--echo-decision-log",
         "",
-        "write the last decisions as JSON lines to this file when the server stops or on "
-        "POST /echo/dump; empty for none",
+        "file that POST /echo/dump writes the last decisions to, as JSON lines; empty for none",
     )
     decision_log_size: int = _option(
         "--echo-decision-log-size", 4096, "decisions kept in memory for status and dumps"

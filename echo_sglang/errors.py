@@ -4,7 +4,6 @@ EchoError
 ├── ConfigError           a flag or environment value is not allowed
 ├── RequestError          a request field is not allowed (answered with HTTP 400)
 ├── IncompatibleError     this SGLang (version, patches, seams) or model cannot be served
-├── PatchError            the patch set cannot be applied, checked or reverted
 ├── TraceError            a decision log or step trace cannot be read
 └── WorkloadError         a workload description is empty, unordered or malformed
 
@@ -32,10 +31,6 @@ class RequestError(EchoError):
 
 class IncompatibleError(EchoError):
     """The installed SGLang or the chosen model cannot be served by this release."""
-
-
-class PatchError(EchoError):
-    """The patch set cannot be applied, checked or reverted; nothing was changed."""
 
 
 class TraceError(EchoError):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import Req
 
-from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.domain.tag import RequestTag
 from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool, PoolSettings
 
@@ -140,8 +139,3 @@ class OfflineQueue:
         namespace = (extra_key, cache_salt)
         number = self._namespaces.setdefault(namespace, len(self._namespaces))
         return tokens if number == 0 else array("q", [-number]) + tokens
-
-
-def offline_tag(req: Req) -> RequestTag | None:
-    """The tag of a request that Echo built; None otherwise."""
-    return req.tag if isinstance(req, EchoReq) else None

@@ -23,7 +23,6 @@ class EchoReq(Req):
         self.tag = tag
         self.progress: OnlineProgress | None = None
         self.cached_tokens_at_arrival = 0
-        self.released_in_flight = False
 
     @property
     def is_offline(self) -> bool:

@@ -8,74 +8,48 @@ admitted; the prefill adder keeps to the plan; `process_batch_result` measures a
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
-from sglang.srt.managers.io_struct import (
-    AbortReq,
-    SetInternalStateReqOutput,
-    TokenizedGenerateReqInput,
-)
+from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
-from sglang.srt.managers.scheduler import Scheduler
-from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from echo_sglang.adapter.compat import check_scheduler
+from echo_sglang.adapter.intake import RequestIntake
+from echo_sglang.adapter.learning import StepLearning
 from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
 from echo_sglang.adapter.release import release_chunk, release_rows
-from echo_sglang.adapter.requests import (
-    EchoReq,
-    can_release,
-    can_wait_as_tokens,
-    is_offline,
-    tag_of,
-)
+from echo_sglang.adapter.requests import can_release, is_offline
 from echo_sglang.adapter.routes import DUMP_KEY
 from echo_sglang.adapter.snapshots import take_snapshot
 from echo_sglang.adapter.status import build_status
-from echo_sglang.adapter.step_timer import StepTimer, batch_shape
+from echo_sglang.adapter.step_timer import StepTimer
 from echo_sglang.config import CONFIG_ENV, EchoConfig
 from echo_sglang.domain.plan import ChunkAction, Reason, StepPlan
-from echo_sglang.domain.tag import RequestTag, ServiceClass
-from echo_sglang.errors import RequestError
 from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments, prometheus_instruments
 from echo_sglang.policy.arrivals import BurstEstimate
-from echo_sglang.policy.attainment import AttainmentWindow, OnlineProgress
+from echo_sglang.policy.attainment import AttainmentWindow
 from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.decision_log import Decision, DecisionLog
-from echo_sglang.policy.offline_pool import OfflineEntry, PoolSettings
+from echo_sglang.policy.offline_pool import PoolSettings
 from echo_sglang.policy.selection import SelectionSettings
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
 
-DEFAULT_NEW_TOKENS = 128
-"""What a request is taken to produce that does not say how much it may."""
 
-
-class EchoScheduler(Scheduler):
+class EchoScheduler(RequestIntake, StepLearning):
     """Co-schedules online and offline requests. Subclass it as one subclasses SGLang's.
 
     Override `echo_clock` to run it on another clock; `echo_config` to configure it
     without the environment.
     """
 
-    def echo_clock(self) -> float:
-        """Seconds on a monotonic clock; the only clock Echo reads in this process."""
-        return time.perf_counter()
-
-    def echo_wall_clock(self) -> float:
-        """Unix seconds, only to place deadlines that clients gave on the monotonic clock."""
-        return time.time()
-
     def echo_config(self) -> EchoConfig:
         """The configuration that the launcher put into the environment."""
-        import os
-
         return EchoConfig.from_json(os.environ[CONFIG_ENV])
 
     # ------------------------------------------------------------------ start
@@ -109,95 +83,6 @@ class EchoScheduler(Scheduler):
         self.instruments: Instruments = prometheus_instruments(
             enabled=self.metrics_reporter.enable_metrics
         )
-
-    # --------------------------------------------------------------- requests
-
-    def _create_generation_req(
-        self, recv_req: TokenizedGenerateReqInput, *args: Any, **kwargs: Any
-    ) -> Req:
-        req = EchoReq(*args, tag=tag_of(recv_req), **kwargs)
-        if not req.is_offline:
-            slo = self.echo_settings.slo
-            tag = req.tag
-            req.progress = OnlineProgress(
-                arrival_s=self.echo_clock(),
-                ttft_slo_s=slo.ttft_slo_s if tag.ttft_ms is None else tag.ttft_ms / 1e3,
-                tpot_slo_s=slo.tpot_slo_s if tag.tpot_ms is None else tag.tpot_ms / 1e3,
-            )
-        return req
-
-    def handle_generate_request(
-        self, recv_req: TokenizedGenerateReqInput, *, mm_input_error: str | None = None
-    ) -> None:
-        """Offline requests that need no preparation wait unbuilt; all others go on."""
-        tag = self._tag_or_online(recv_req)
-        pools = (
-            tag.service_class is ServiceClass.OFFLINE
-            and mm_input_error is None
-            and can_wait_as_tokens(recv_req)
-            and len(recv_req.input_ids) < self.max_req_input_len
-        )
-        if not pools:
-            super().handle_generate_request(recv_req, mm_input_error=mm_input_error)
-            return
-        if len(self.offline_queue) >= self.max_pooled:
-            self._refuse_pooled(recv_req)
-            return
-        now_s = self.echo_clock()
-        self.offline_queue.add_tokenized(
-            recv_req,
-            tag,
-            now_s=now_s,
-            deadline_s=self._deadline_s(tag, now_s),
-            cached_tokens=self._match(recv_req.input_ids, recv_req),
-            max_new_tokens=self._allowed_new_tokens(recv_req),
-        )
-
-    def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
-        if self._captured is not None:
-            # It has waited since it arrived, not since it was built.
-            req.time_stats.set_wait_queue_entry_time(req.time_stats.scheduler_recv_time)
-            self._captured.append(req)
-            return
-        if is_offline(req) and req.to_finish is None and not req.finished():
-            now_s = self.echo_clock()
-            self.offline_queue.add_req(
-                req,
-                now_s=now_s,
-                deadline_s=self._deadline_s(req.tag, now_s),
-                parked_at_step=self.echo_step if req.retraction_count else None,
-            )
-            req.time_stats.set_wait_queue_entry_time()
-            return
-        super()._add_request_to_queue(req, is_retracted)
-        if isinstance(req, EchoReq) and not is_retracted:
-            req.cached_tokens_at_arrival = self._match(req.origin_input_ids, req)
-            uncached = len(req.origin_input_ids) - req.cached_tokens_at_arrival
-            self.bursts.observe(self.echo_clock(), uncached)
-
-    def abort_request(self, recv_req: AbortReq) -> None:
-        """SGLang aborts what it queues or runs; the pool is Echo's to search."""
-        taken = self.offline_queue.take_matching(recv_req.rid, everything=recv_req.abort_all)
-        for waiting in taken:
-            source = waiting.req if waiting.req is not None else waiting.tokenized
-            abort = AbortReq(rid=source.rid, finished_reason=recv_req.finished_reason)
-            self.send_abort_output(abort, source)
-        super().abort_request(recv_req)
-
-    def is_fully_idle(self, for_health_check: bool = False, ignore_waiting: bool = False) -> bool:
-        """Not idle while offline requests wait."""
-        idle = super().is_fully_idle(for_health_check, ignore_waiting)
-        return idle and (ignore_waiting or len(self.offline_queue) == 0)
-
-    def record_weight_version_change(self, new_version: str | None) -> None:
-        """Released requests that wait with output already given are alive too."""
-        parked = list(self.offline_queue.built_reqs())
-        self.waiting_queue.extend(parked)
-        try:
-            super().record_weight_version_change(new_version)
-        finally:
-            if parked:
-                del self.waiting_queue[-len(parked) :]
 
     # --------------------------------------------------------------- deciding
 
@@ -285,54 +170,6 @@ class EchoScheduler(Scheduler):
             self._count("rows_released_for_decode_memory", len(released))
         return super().update_running_batch(batch)
 
-    # --------------------------------------------------------------- learning
-
-    def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
-        """Note what the device was given."""
-        shape = batch_shape(batch)
-        if shape is not None:
-            self.step_timer.launched(shape, self._decided_s)
-        result = super().run_batch(batch, *args, **kwargs)
-        if shape is not None and self.device_is_synchronous and self.enable_overlap:
-            self._learn(self.echo_clock())
-        return result
-
-    def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
-        """Measure the iteration and follow the progress of online requests."""
-        if not self.device_is_synchronous:
-            if result.copy_done is not None:
-                result.copy_done.synchronize()
-            self._learn(self.echo_clock())
-        super().process_batch_result(batch, result)
-        now_s = self.echo_clock()
-        if self.device_is_synchronous and not self.enable_overlap:
-            self._learn(now_s)
-        for req in batch.reqs:
-            self._note_progress(req, now_s)
-
-    def _learn(self, now_s: float) -> None:
-        measured = self.step_timer.ended(now_s)
-        if measured is not None:
-            self.fitter.observe(*measured)
-            self.instruments.step(*measured, reason=self._plan.reason.value)
-
-    def _note_progress(self, req: Req, now_s: float) -> None:
-        if not isinstance(req, EchoReq):
-            return
-        if req.progress is not None:
-            req.progress.note(len(req.output_ids), now_s)
-        if not req.finished():
-            return
-        if req.progress is None:
-            self._count("offline_finished", 1)
-            self._count("offline_prompt_tokens", len(req.origin_input_ids))
-            self._count("offline_output_tokens", len(req.output_ids))
-            self._count("offline_cached_tokens", req.cached_tokens)
-        elif req.output_ids:
-            attained = self.attainment.finished(req.progress, now_s)
-            self._count("online_attained" if attained else "online_missed", 1)
-            self.instruments.online_finished(req.progress, attained)
-
     # ----------------------------------------------------------- introspection
 
     def get_internal_state(self, recv_req: Any) -> Any:
@@ -355,64 +192,6 @@ class EchoScheduler(Scheduler):
             for line in self.decision_log.lines(self.echo_settings):
                 file.write(line + "\n")
         return len(self.decision_log)
-
-    def probe_cached(self, entry: OfflineEntry) -> int:
-        """Tokens of a pooled request that the KV cache holds, without touching the cache."""
-        namespace = self.offline_queue.namespace_of(entry.rid)
-        if namespace == (None, None):
-            return self._probe(entry.tokens, *namespace)
-        return self._probe(entry.tokens[1:], *namespace)
-
-    def _match(self, tokens: Any, source: Any) -> int:
-        return self._probe(tokens, source.extra_key, source.cache_salt)
-
-    def _probe(self, tokens: Any, extra_key: str | None, cache_salt: str | None) -> int:
-        core = getattr(self.tree_cache, "tree_core", None)
-        if core is None or not self.tree_cache.supports_prefix_sharing():
-            return 0
-        key = RadixKey(token_ids=tokens, extra_key=extra_key, cache_salt=cache_salt)
-        return int(core.match_full_device_prefix(key)[0])
-
-    # ---------------------------------------------------------------- helpers
-
-    def _build_req(self, recv_req: TokenizedGenerateReqInput) -> Req | None:
-        self._captured = []
-        try:
-            super().handle_generate_request(recv_req)
-            return self._captured[0] if self._captured else None
-        finally:
-            self._captured = None
-
-    def _tag_or_online(self, recv_req: TokenizedGenerateReqInput) -> RequestTag:
-        try:
-            return tag_of(recv_req)
-        except RequestError:
-            recv_req.sampling_params.custom_params = None
-            return RequestTag()
-
-    def _allowed_new_tokens(self, recv_req: TokenizedGenerateReqInput) -> int:
-        """As `init_req_max_new_tokens` cuts it, lest a request seems larger than the pool."""
-        wanted = recv_req.sampling_params.max_new_tokens
-        room = self.max_req_len - len(recv_req.input_ids) - 1
-        return max(min(DEFAULT_NEW_TOKENS if wanted is None else wanted, room), 0)
-
-    def _deadline_s(self, tag: RequestTag, now_s: float) -> float | None:
-        if tag.deadline_unix_s is None:
-            return None
-        return now_s + (tag.deadline_unix_s - self.echo_wall_clock())
-
-    def _refuse_pooled(self, recv_req: TokenizedGenerateReqInput) -> None:
-        reason = {
-            "type": "abort",
-            "status_code": HTTPStatus.SERVICE_UNAVAILABLE,
-            "message": f"The offline pool is full ({self.max_pooled} requests); retry later "
-            "or raise --echo-max-pooled.",
-        }
-        self.send_abort_output(AbortReq(rid=recv_req.rid, finished_reason=reason), recv_req)
-
-    def _count(self, name: str, amount: int) -> None:
-        self.echo_counters[name] = self.echo_counters.get(name, 0) + amount
-        self.instruments.count(name, amount)
 
 
 def settings_of(config: EchoConfig) -> CoschedulerSettings:

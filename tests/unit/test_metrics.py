@@ -1,0 +1,68 @@
+"""Instruments report, and none of them can break serving."""
+
+from __future__ import annotations
+
+import prometheus_client
+import pytest
+
+from echo_sglang.domain.batch import BatchShape
+from echo_sglang.metrics import Instruments, PrometheusInstrument, prometheus_instruments
+from echo_sglang.policy.attainment import OnlineProgress
+
+
+class Recorder:
+    def __init__(self, failing: bool = False) -> None:
+        self.failing = failing
+        self.heard: list[str] = []
+
+    def step(self, shape: BatchShape, seconds: float, *, reason: str) -> None:
+        self.heard.append(reason)
+        if self.failing:
+            raise OSError("disk full")
+
+    def online_finished(self, progress: OnlineProgress, attained: bool) -> None:
+        self.heard.append(f"finished {attained}")
+
+    def count(self, name: str, amount: int) -> None:
+        self.heard.append(f"{name} {amount}")
+
+
+def test_an_instrument_that_fails_is_switched_off_and_the_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken, good = Recorder(failing=True), Recorder()
+    instruments = Instruments([broken, good])
+    for _ in range(3):
+        instruments.step(BatchShape(decode_rows=1), 0.1, reason="idle")
+    assert broken.heard == ["idle"]
+    assert good.heard == ["idle"] * 3
+    assert "disk full" in caplog.text
+
+
+def test_prometheus_counts_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = prometheus_client.CollectorRegistry()
+    for kind in ("Histogram", "Counter"):
+        original = getattr(prometheus_client, kind)
+        monkeypatch.setattr(
+            prometheus_client, kind, lambda *a, _o=original, **k: _o(*a, registry=registry, **k)
+        )
+    instrument = PrometheusInstrument(prometheus_client)
+    instrument.step(BatchShape(extend_tokens=40), 0.2, reason="offline_prefill")
+    instrument.count("rows_released", 3)
+    progress = OnlineProgress(arrival_s=0.0, ttft_slo_s=1.0, tpot_slo_s=0.1)
+    progress.note(1, 0.5)
+    progress.note(3, 0.7)
+    instrument.online_finished(progress, attained=True)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, labels)
+
+    assert value("echo:prefill_tokens_total", reason="offline_prefill") == 40
+    assert value("echo:events_total", event="rows_released") == 3
+    assert value("echo:online_requests_total", slo="attained") == 1
+    assert value("echo:online_ttft_seconds_sum") == pytest.approx(0.5)
+    assert value("echo:online_tpot_seconds_sum") == pytest.approx(0.1)
+
+
+def test_without_metrics_nothing_is_reported() -> None:
+    prometheus_instruments(enabled=False).count("rows_released", 1)
