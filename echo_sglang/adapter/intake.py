@@ -100,6 +100,8 @@ class RequestIntake(ClockedScheduler):
         """SGLang aborts what it queues or runs; the pool is Echo's to search."""
         taken = self.offline_queue.take_matching(recv_req.rid, everything=recv_req.abort_all)
         for waiting in taken:
+            if waiting.req is not None:
+                self._release_aborted_request(waiting.req)
             source = waiting.req if waiting.req is not None else waiting.tokenized
             abort = AbortReq(rid=source.rid, finished_reason=recv_req.finished_reason)
             self.send_abort_output(abort, source)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import Req
 
+from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.domain.tag import RequestTag
 from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool, PoolSettings
 
@@ -67,13 +68,13 @@ class OfflineQueue:
         parked_at_step: int | None = None,
     ) -> None:
         """Take in a built request: one that ran and gave way, or one that had to be built."""
-        known = self.pool.get(req.rid)
+        waited_since_s = req.pooled_at_s if isinstance(req, EchoReq) else None
         entry = OfflineEntry(
             rid=req.rid,
             tokens=self._indexed(
                 req.origin_input_ids + req.output_ids, req.extra_key, req.cache_salt
             ),
-            arrival_s=now_s if known is None else known.arrival_s,
+            arrival_s=now_s if waited_since_s is None else waited_since_s,
             max_new_tokens=req.sampling_params.max_new_tokens - len(req.output_ids),
             deadline_s=deadline_s,
             parked_at_step=parked_at_step,
@@ -99,9 +100,11 @@ class OfflineQueue:
         return waiting.req
 
     def admitted(self, rid: str) -> None:
-        """`rid` runs now; it leaves the queue."""
-        self.pool.admit(rid)
-        del self._waiting[rid]
+        """`rid`, which was materialized, runs now; it leaves the queue."""
+        entry = self.pool.admit(rid)
+        req = self._waiting.pop(rid).req
+        if isinstance(req, EchoReq):
+            req.pooled_at_s = entry.arrival_s
 
     def discard(self, rid: str) -> None:
         """Forget `rid`."""

@@ -12,7 +12,8 @@ from echo_sglang.policy.attainment import OnlineProgress
 
 
 class EchoReq(Req):
-    """A request that knows its class. `progress` is set for online ones only.
+    """A request that knows its class. `progress` is set for online ones only, `pooled_at_s`
+    once an offline one was admitted: when it came, should it have to wait again.
 
     Source of the base: sglang/srt/managers/schedule_batch.py::Req, built through the
     extension point `Scheduler._create_generation_req`.
@@ -23,6 +24,7 @@ class EchoReq(Req):
         self.tag = tag
         self.progress: OnlineProgress | None = None
         self.cached_tokens_at_arrival = 0
+        self.pooled_at_s: float | None = None
 
     @property
     def is_offline(self) -> bool:

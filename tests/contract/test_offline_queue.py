@@ -1,0 +1,117 @@
+"""The offline queue with SGLang's own request objects."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import pytest
+
+sglang_utils = pytest.importorskip("sglang.srt.utils")
+
+from sglang.srt.managers.io_struct import TokenizedGenerateReqInput  # noqa: E402
+from sglang.srt.sampling.sampling_params import SamplingParams  # noqa: E402
+
+from echo_sglang.adapter.offline_queue import OfflineQueue  # noqa: E402
+from echo_sglang.adapter.requests import EchoReq, can_wait_as_tokens  # noqa: E402
+from echo_sglang.domain.tag import RequestTag, ServiceClass  # noqa: E402
+from echo_sglang.policy.offline_pool import PoolSettings  # noqa: E402
+
+OFFLINE = RequestTag(service_class=ServiceClass.OFFLINE)
+
+
+def tokenized(rid: str, tokens: list[int], **fields: Any) -> TokenizedGenerateReqInput:
+    return TokenizedGenerateReqInput(
+        rid=rid,
+        input_text=None,
+        input_ids=array("q", tokens),
+        input_embeds=None,
+        mm_inputs=None,
+        token_type_ids=None,
+        sampling_params=SamplingParams(max_new_tokens=8),
+        return_logprob=False,
+        logprob_start_len=-1,
+        top_logprobs_num=0,
+        token_ids_logprob=None,
+        stream=False,
+        **fields,
+    )
+
+
+def build(recv: TokenizedGenerateReqInput) -> EchoReq:
+    return EchoReq(recv.rid, None, recv.input_ids, recv.sampling_params, tag=OFFLINE)
+
+
+def queue(refused: tuple[str, ...] = ()) -> OfflineQueue:
+    return OfflineQueue(PoolSettings(), lambda recv: None if recv.rid in refused else build(recv))
+
+
+def put(q: OfflineQueue, recv: TokenizedGenerateReqInput, now_s: float = 5.0) -> None:
+    q.add_tokenized(recv, OFFLINE, now_s=now_s, deadline_s=None, cached_tokens=0, max_new_tokens=8)
+
+
+def test_a_request_is_built_once_and_only_when_it_is_reached() -> None:
+    built: list[str] = []
+
+    def counting(recv: TokenizedGenerateReqInput) -> EchoReq:
+        built.append(recv.rid)
+        return build(recv)
+
+    q = OfflineQueue(PoolSettings(), counting)
+    put(q, tokenized("a", [1, 2, 3]))
+    put(q, tokenized("b", [1, 2, 4]))
+    assert built == []
+    assert q.materialize("a") is q.materialize("a")
+    assert built == ["a"]
+    assert [req.rid for req in q.built_reqs()] == ["a"]
+
+
+def test_a_request_that_gave_way_keeps_its_place_in_time() -> None:
+    q = queue()
+    put(q, tokenized("a", [1, 2, 3]), now_s=5.0)
+    req = q.materialize("a")
+    assert req is not None
+    q.admitted("a")
+    assert len(q) == 0
+    req.output_ids.extend([7, 8])
+    q.add_req(req, now_s=90.0, parked_at_step=33)
+    entry = q.pool.get("a")
+    assert entry is not None
+    assert entry.arrival_s == 5.0
+    assert list(entry.tokens) == [1, 2, 3, 7, 8]
+    assert entry.max_new_tokens == 6  # 8 wanted, 2 there
+    assert entry.parked_at_step == 33
+
+
+def test_requests_of_other_cache_namespaces_share_no_prefix_in_the_index() -> None:
+    q = queue()
+    put(q, tokenized("plain", [1, 2, 3]))
+    put(q, tokenized("salted", [1, 2, 3], cache_salt="tenant"))
+    assert q.pool.waiting_at(array("q", [1, 2, 3]), 3) == 1
+    assert q.namespace_of("salted") == (None, "tenant")
+
+
+def test_an_abort_takes_exactly_what_it_names() -> None:
+    q = queue()
+    for rid in ("job-1", "job-2", "other"):
+        put(q, tokenized(rid, [1, 2, 3]))
+    assert len(q.take_matching("job-1", everything=False)) == 1
+    assert len(q.take_matching("job", everything=False)) == 1
+    assert len(q.take_matching("", everything=True)) == 1
+    assert len(q) == len(q.pool) == 0
+
+
+def test_a_request_that_sglang_refuses_leaves_the_queue() -> None:
+    q = queue(refused=("bad",))
+    put(q, tokenized("bad", [1, 2, 3]))
+    assert q.materialize("bad") is None
+    assert "bad" not in q
+    assert q.materialize("unknown") is None
+
+
+def test_what_must_be_prepared_at_arrival_does_not_wait_as_tokens() -> None:
+    assert can_wait_as_tokens(tokenized("a", [1]))
+    assert not can_wait_as_tokens(tokenized("a", [1], session_id="chat"))
+    grammar = tokenized("a", [1])
+    grammar.sampling_params.regex = "[ab]+"
+    assert not can_wait_as_tokens(grammar)
