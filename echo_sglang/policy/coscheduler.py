@@ -12,6 +12,7 @@ from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.admission import Admission
 from echo_sglang.policy.iteration import Iteration, Work, total_tokens
 from echo_sglang.policy.preemption import (
+    covers,
     decode_shape,
     online_shortage,
     rows_for_shortage,
@@ -65,14 +66,21 @@ class _Step:
         self, waiting: tuple[WaitingOnline, ...], released: tuple[OfflineRow, ...]
     ) -> StepPlan:
         """Online prompts now; offline ones in the rest of the chunk, if there is any."""
-        action, work = self._online_work(waiting)
+        action, work = self._online_work(waiting, released)
         budget_s = self._online_budget(waiting, work)
         limit = max(self.iteration.largest_chunk(work, budget_s), self.least_tokens)
         tokens = min(limit, self.iteration.chunk_cap(work))
         plan = self._plan(
-            Reason.ONLINE_PREFILL, tokens, work, budget_s, released, action, online=waiting
+            Reason.ONLINE_PREFILL,
+            tokens,
+            work,
+            budget_s,
+            released,
+            action,
+            online=waiting,
+            share=min(tokens, self._offline_chunk_left(action)),
         )
-        if tokens < total_tokens(work) or action is ChunkAction.PARK:
+        if tokens < total_tokens(work) or action in (ChunkAction.PARK, ChunkAction.RELEASE):
             return plan
         return self._add_offline(plan, work, waiting, released)
 
@@ -99,19 +107,36 @@ class _Step:
             reason, tokens, work, budget_s, released, action, offline=candidates, share=tokens
         )
 
-    def _online_work(self, waiting: tuple[WaitingOnline, ...]) -> tuple[ChunkAction, Work]:
+    def _online_work(
+        self, waiting: tuple[WaitingOnline, ...], released: tuple[OfflineRow, ...]
+    ) -> tuple[ChunkAction, Work]:
+        """What becomes of the half-done prefill, and the prefill of this iteration in order.
+
+        A parked offline chunk keeps its KV, its slot and SGLang's only place for a cut
+        prompt: it is parked only if online requests need none of them. One that cannot be
+        released is finished first, lest both wait for each other.
+        """
         chunk = self.snapshot.chunk
         prompts = [(w.extend_tokens, w.prefix_tokens) for w in waiting]
         if chunk is None:
             return ChunkAction.NONE, prompts
+        own = (chunk.remaining_tokens, chunk.prefix_tokens)
         if chunk.service_class is ServiceClass.ONLINE:
-            own = (chunk.remaining_tokens, chunk.prefix_tokens)
             return ChunkAction.CONTINUE, [own, *prompts]
         budget_s = self._online_budget(waiting, prompts)
-        fits = total_tokens(prompts) <= self.iteration.largest_chunk(prompts, budget_s)
-        if fits or not chunk.releasable:
+        uncut = total_tokens(prompts) <= self.iteration.largest_chunk(prompts, budget_s)
+        if uncut and covers(released, online_shortage(self.snapshot)):
             return ChunkAction.PARK, prompts
-        return ChunkAction.RELEASE, prompts
+        if chunk.releasable:
+            return ChunkAction.RELEASE, prompts
+        return ChunkAction.CONTINUE, [own, *prompts]
+
+    def _offline_chunk_left(self, action: ChunkAction) -> int:
+        """Tokens of an offline chunk that goes on before online prompts; 0 otherwise."""
+        chunk = self.snapshot.chunk
+        if chunk is None or action is not ChunkAction.CONTINUE:
+            return 0
+        return chunk.remaining_tokens if chunk.service_class is ServiceClass.OFFLINE else 0
 
     def _online_budget(self, waiting: tuple[WaitingOnline, ...], work: Work) -> float:
         """Time for one iteration of online prefill beside running online rows.
@@ -155,7 +180,7 @@ class _Step:
         waiting: tuple[WaitingOnline, ...],
         released: tuple[OfflineRow, ...],
     ) -> StepPlan:
-        if released or not self.model.trained or plan.chunk_action is ChunkAction.RELEASE:
+        if released or not self.model.trained or plan.offline_tokens:
             return plan
         snapshot = self.snapshot
         candidates = self.admission.admissible()

@@ -46,6 +46,12 @@ def rows_for_shortage(rows: tuple[OfflineRow, ...], shortage: Shortage) -> tuple
     return tuple(chosen)
 
 
+def covers(rows: tuple[OfflineRow, ...], shortage: Shortage) -> bool:
+    """True if releasing these rows gives online requests all that they lack."""
+    gained = sum(_gain_tokens(row) for row in rows)
+    return len(rows) >= shortage.slots and gained >= shortage.tokens
+
+
 def rows_for_time(
     rows: tuple[OfflineRow, ...], snapshot: Snapshot, model: StepTimeModel, budget_s: float
 ) -> tuple[OfflineRow, ...]:

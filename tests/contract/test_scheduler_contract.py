@@ -35,7 +35,11 @@ ECHOS_OWN = {
 
 
 def methods_of(cls: type) -> list[str]:
-    return [name for name, value in vars(cls).items() if inspect.isfunction(value)]
+    """The methods that this package defines on `cls` or on the parts it is composed of."""
+    parts = [part for part in cls.__mro__ if part.__module__.startswith("echo_sglang.")]
+    return [
+        name for part in parts for name, value in vars(part).items() if inspect.isfunction(value)
+    ]
 
 
 def is_public(name: str) -> bool:

@@ -227,6 +227,44 @@ def test_an_offline_chunk_is_released_for_an_online_prompt_that_must_be_cut_itse
     assert plan.chunk_action is ChunkAction.RELEASE
 
 
+def test_an_offline_chunk_gives_its_kv_to_an_online_prompt_that_lacks_it() -> None:
+    # in time, the prompt would fit beside a parked chunk; but 60 + 24 + 1 + 1 > 50 tokens
+    plan = decide(
+        snapshot(
+            memory=memory(available=50),
+            chunk=chunk_of(ServiceClass.OFFLINE, 100),
+            waiting_online=(waiting("w", tokens=60),),
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.chunk_action is ChunkAction.RELEASE
+
+
+def test_an_offline_chunk_gives_its_slot_to_an_online_prompt_that_lacks_one() -> None:
+    plan = decide(
+        snapshot(
+            free_slots=0,
+            chunk=chunk_of(ServiceClass.OFFLINE, 100),
+            waiting_online=(waiting("w", tokens=60),),
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.chunk_action is ChunkAction.RELEASE
+
+
+def test_a_chunk_that_cannot_be_released_is_finished_rather_than_waited_for() -> None:
+    stuck = replace(chunk_of(ServiceClass.OFFLINE, 100), releasable=False)
+    plan = decide(
+        snapshot(free_slots=0, chunk=stuck, waiting_online=(waiting("w", tokens=60),)),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.chunk_action is ChunkAction.CONTINUE
+    assert (plan.chunk_tokens, plan.offline_tokens) == (160, 100)
+
+
 def test_an_online_chunk_goes_on_before_other_online_prompts() -> None:
     plan = decide(
         snapshot(
