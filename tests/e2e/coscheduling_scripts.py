@@ -249,6 +249,6 @@ def an_offline_request_that_sglang_refuses_is_answered(ctx: ScriptedContext, mix
     )
     yield from driver.until_finished("invalid")
     yield from driver.until_idle()
-    assert driver.num_outputs("invalid") == 0
+    assert driver.num_outputs("invalid") <= 1  # SGLang aborts after one cheap forward
     assert not driver.is_pooled("invalid")
     driver.assert_nothing_locked()
