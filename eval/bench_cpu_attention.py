@@ -2,8 +2,9 @@
 
 `python eval/bench_cpu_attention.py` prints a table and writes results/cpu_attention.json. Both
 backends answer the same batch of one SmolLM2-135M layer (9 heads, 3 KV heads, head_dim 64); the
-two are called in turn. The ratio is the median of the ratios of neighbouring calls; beside it
-stands the ratio of the two fastest tenths, which other processes of the machine disturb least.
+two are measured in turn. A run is the median of a few calls in a row, the ratio the median of the
+ratios of neighbouring runs; beside it stands the ratio of the two fastest tenths of the runs,
+which other processes of the machine disturb least.
 """
 
 # ruff: noqa: E402  (the environment must stand before torch and SGLang are imported)
@@ -39,6 +40,7 @@ from eval.harness.server import REPOSITORY
 
 HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
 KV_TOKENS = 20_000
+CALLS_PER_RUN = 5
 TOLERANCE = 0.02
 """Largest difference of two bfloat16 answers; values are about 1, so this is two roundings."""
 
@@ -152,7 +154,7 @@ class Bench:
             calls.append(lambda backend=backend: backend.forward(q, k, v, self.layer, batch))
         answers = [call() for call in calls]
         difference = float((answers[0].float() - answers[1].float()).abs().max())
-        times = [[_time_us(call) for call in calls] for _ in range(repeats)]
+        times = [[_run_us(call) for call in calls] for _ in range(repeats)]
         native_us, echo_us = zip(*times, strict=True)
         return Measurement(
             case=case.name,
@@ -165,10 +167,13 @@ class Bench:
         )
 
 
-def _time_us(call: Callable[[], torch.Tensor]) -> float:
-    begin = time.perf_counter()
-    call()
-    return (time.perf_counter() - begin) * 1e6
+def _run_us(call: Callable[[], torch.Tensor]) -> float:
+    times_s = []
+    for _ in range(CALLS_PER_RUN):
+        begin_s = time.perf_counter()
+        call()
+        times_s.append(time.perf_counter() - begin_s)
+    return statistics.median(times_s) * 1e6
 
 
 def _fastest_tenth(times_us: Sequence[float]) -> float:
@@ -198,7 +203,7 @@ def report(measurements: list[Measurement]) -> str:
 def main() -> int:
     """Measure, print, write. Returns 1 when a ratio is missed or the answers differ."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=60, help="calls per case (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=25, help="runs per case (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--threads", type=int, default=None, help="default: OMP_NUM_THREADS")
     parser.add_argument(
@@ -218,6 +223,7 @@ def main() -> int:
         "threads": torch.get_num_threads(),
         "seed": arguments.seed,
         "repeats": arguments.repeats,
+        "calls_per_run": CALLS_PER_RUN,
         "dtype": "bfloat16",
         "measurements": [asdict(measured) for measured in measurements],
     }

@@ -15,6 +15,7 @@ class SloSettings:
     max_gap_factor: no gap between two tokens may exceed this many TPOT SLOs.
     ttft_margin, tpot_margin: share of each SLO that is planned with; the rest absorbs
     what the scheduler does not see (tokenization, HTTP, detokenization).
+    arrival_share: share of the TTFT SLO that one iteration may take while nobody is online.
     """
 
     ttft_slo_s: float
@@ -22,6 +23,7 @@ class SloSettings:
     max_gap_factor: float = 3.0
     ttft_margin: float = 0.85
     tpot_margin: float = 0.85
+    arrival_share: float = 0.25
 
     def __post_init__(self) -> None:
         assert self.ttft_slo_s > 0 and self.tpot_slo_s > 0
@@ -66,9 +68,11 @@ def gap_budget(snapshot: Snapshot) -> float:
 def arrival_guard(burst_prefill_s: float, slo: SloSettings) -> float:
     """Longest iteration that a burst arriving at its start can still absorb.
 
-    Never below one TPOT SLO: a guard that forbids all offline work protects nobody.
+    At most a share of the TTFT SLO, since the next burst may be larger than those seen; never
+    below one TPOT SLO, since a guard that forbids all offline work protects nobody.
     """
-    return max(slo.ttft_margin * slo.ttft_slo_s - burst_prefill_s, slo.tpot_slo_s)
+    left_s = slo.ttft_margin * slo.ttft_slo_s - burst_prefill_s
+    return max(min(left_s, slo.arrival_share * slo.ttft_slo_s), slo.tpot_slo_s)
 
 
 def in_deadline_order(

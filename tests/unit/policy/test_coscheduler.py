@@ -21,11 +21,11 @@ def test_an_empty_server_idles() -> None:
     assert not plan.runs_prefill
 
 
-def test_an_offline_prompt_alone_gets_the_whole_chunk() -> None:
-    # guard: 2.0 s - 10 ms = 1.99 s, far more than 512 tokens need (0.522 s)
+def test_an_offline_prompt_alone_gets_what_an_arrival_could_absorb() -> None:
+    # guard: a quarter of 2 s; 10 ms and 490 tokens
     plan = decide(snapshot(candidates=(candidate("a", tokens=900),)), MODEL, SETTINGS)
     assert plan.reason is Reason.OFFLINE_PREFILL
-    assert plan.chunk_tokens == plan.offline_tokens == 512
+    assert plan.chunk_tokens == plan.offline_tokens == 490
     assert plan.offline_order == ("a",)
 
 

@@ -63,7 +63,8 @@ def test_the_largest_gap_binds_even_a_row_with_much_slack() -> None:
 
 
 def test_the_arrival_guard_leaves_room_for_a_burst_but_never_forbids_everything() -> None:
-    assert arrival_guard(1.0, SLO) == pytest.approx(0.8)
+    assert arrival_guard(0.0, SLO) == pytest.approx(0.5)  # a quarter of 2 s
+    assert arrival_guard(1.4, SLO) == pytest.approx(0.4)  # 0.9 * 2 s - 1.4 s
     assert arrival_guard(9.0, SLO) == pytest.approx(0.3)
 
 
