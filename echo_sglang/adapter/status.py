@@ -57,7 +57,8 @@ def _memory(scheduler: EchoScheduler) -> dict[str, int]:
         "free": free,
         "cached": cached,
         "locked": total - free - cached,
-        "locked_by_online_alone": online,
+        "locked_by_online": online,
+        "locked_by_offline_or_shared": max(total - free - cached - online, 0),
         "reserved_for_online": scheduler.reserve_tokens,
     }
 

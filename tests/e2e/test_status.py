@@ -36,7 +36,8 @@ STATUS_SCHEMA: dict[str, Any] = {
         "free": int,
         "cached": int,
         "locked": int,
-        "locked_by_online_alone": int,
+        "locked_by_online": int,
+        "locked_by_offline_or_shared": int,
         "reserved_for_online": int,
     },
     "step_time_model": {
