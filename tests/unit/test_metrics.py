@@ -64,5 +64,7 @@ def test_prometheus_counts_what_happened(monkeypatch: pytest.MonkeyPatch) -> Non
     assert value("echo:online_tpot_seconds_sum") == pytest.approx(0.1)
 
 
-def test_without_metrics_nothing_is_reported() -> None:
+def test_without_metrics_nothing_is_registered_or_reported() -> None:
+    before = set(prometheus_client.REGISTRY._names_to_collectors)
     prometheus_instruments(enabled=False).count("rows_released", 1)
+    assert set(prometheus_client.REGISTRY._names_to_collectors) == before
