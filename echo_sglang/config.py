@@ -8,12 +8,24 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from echo_sglang.errors import ConfigError
 
 CONFIG_ENV = "ECHO_SGLANG_CONFIG"
 """Carries the launcher's configuration, as JSON, into SGLang's processes. Absent: Echo is off."""
+
+
+class EvictionPolicy(StrEnum):
+    """How the victims of eviction are chosen."""
+
+    VALUE = "value"
+    """By worth: learned online reuse plus exact future offline references."""
+    CLASS_LRU = "class-lru"
+    """Offline before online, each least recently used first."""
+    LRU = "lru"
+    """SGLang's own cache, least recently used first."""
 
 
 def _option(flag: str, default: Any, text: str) -> Any:
@@ -40,6 +52,17 @@ class EchoConfig:
         "--echo-coverage",
         0.95,
         "share of iterations that must end within their predicted upper bound, 0.5 to 0.999",
+    )
+    eviction: str = _option(
+        "--echo-eviction",
+        EvictionPolicy.VALUE.value,
+        "who leaves the KV cache first: value (dead offline KV, then by learned online reuse and "
+        "exact future offline references), class-lru (offline before online) or lru (SGLang's own)",
+    )
+    online_weight: float = _option(
+        "--echo-online-weight",
+        4.0,
+        "offline cache hits that one online hit is worth to --echo-eviction value, 0 or more",
     )
     reserve_tokens: int = _option(
         "--echo-reserve-tokens",
@@ -80,6 +103,9 @@ class EchoConfig:
         self._require("slo_tpot_ms", self.slo_tpot_ms > 0, "above 0")
         self._require("slo_margin", 0 < self.slo_margin <= 1, "above 0 and at most 1")
         self._require("coverage", 0.5 <= self.coverage <= 0.999, "0.5 to 0.999")
+        policies = [policy.value for policy in EvictionPolicy]
+        self._require("eviction", self.eviction in policies, ", ".join(policies))
+        self._require("online_weight", self.online_weight >= 0, "0 or more")
         self._require("reserve_tokens", self.reserve_tokens >= -1, "-1 or more")
         self._require("min_chunk_tokens", self.min_chunk_tokens >= 1, "1 or more")
         self._require("min_parked_steps", self.min_parked_steps >= 2, "2 or more")

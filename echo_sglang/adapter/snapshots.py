@@ -35,7 +35,7 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
         page_size=scheduler.page_size,
         chunk_cap_tokens=scheduler.chunked_prefill_size,
         free_slots=_free_slots(scheduler, running_batch),
-        memory=_memory(scheduler, running_batch),
+        memory=_memory(scheduler, running_batch, now_s),
         in_flight_s=_in_flight_s(scheduler, now_s),
         delivery_steps=2 if scheduler.enable_overlap and scheduler.device_is_synchronous else 1,
         online=online,
@@ -134,7 +134,7 @@ def _candidates(scheduler: EchoScheduler, now_s: float) -> tuple[OfflineCandidat
     )
 
 
-def _memory(scheduler: EchoScheduler, batch: ScheduleBatch) -> MemoryView:
+def _memory(scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float) -> MemoryView:
     allocator = scheduler.token_to_kv_pool_allocator
     ratio = scheduler.new_token_ratio_tracker.current
     growth = sum(
@@ -151,7 +151,16 @@ def _memory(scheduler: EchoScheduler, batch: ScheduleBatch) -> MemoryView:
         growth_tokens=int(growth) + scheduler.page_size * len(batch.reqs),
         reserve_tokens=scheduler.reserve_tokens,
         denied_tokens=scheduler.online_denied_tokens,
+        protected_tokens=_protected_tokens(scheduler, now_s),
     )
+
+
+def _protected_tokens(scheduler: EchoScheduler, now_s: float) -> int:
+    if scheduler.echo_core is None:
+        return 0
+    policy = scheduler.echo_core.policy
+    policy.relearn(now_s)
+    return policy.protected_tokens()
 
 
 def _clipped_new_tokens(req: Req) -> int:
