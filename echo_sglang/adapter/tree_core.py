@@ -196,6 +196,14 @@ class EchoTreeCore(UnifiedTreeCore):
             now_s=self.clock(),
         )
 
+    def held_alone(self, node_id: int) -> int:
+        """Tokens on the path to a node that one request alone holds, if it holds that node."""
+        node, tokens = self.node_by_id(node_id), 0
+        while node is not self.root_node and node.component_data[FULL].lock_ref == 1:
+            tokens += len(node.key)
+            node = node.parent
+        return tokens
+
     # ------------------------------------------------------- future references
 
     def references_of(self, node: EchoTreeNode) -> int:
