@@ -10,8 +10,8 @@ What is kept per node and when it changes:
     online, offline   who used it; set on a path from its end to the root, so they only grow
                       towards the root; a split gives both halves the same
     online_used_s     last use by an online request; never older than that of a child
-    references        only of leaves, in the policy: counted in the prefix index when a node
-                      becomes a leaf, and again when a prompt through it comes or goes
+    references        only of ranked leaves, in the policy: counted in the prefix index when a
+                      leaf is ranked, and again when a prompt through it comes or goes
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ TRIM_TOKENS = 128
 """A leaf with a future loses at least this many tokens at once: each cut costs a split."""
 
 
+UNRANKED_LEAVES = 64
+"""Leaves that wait to be ranked until one is evicted: more would make that one slow."""
+
+
 class EchoTreeNode(UnifiedTreeNode):
     """A node that knows who used it."""
 
@@ -58,6 +62,35 @@ class EchoTreeNode(UnifiedTreeNode):
         """Which classes of requests used this prefix."""
         marks = ((self.online, ServiceClass.ONLINE), (self.offline, ServiceClass.OFFLINE))
         return frozenset(service_class for marked, service_class in marks if marked)
+
+
+class EchoKey(RadixKey):
+    """A node's key that finds out in one comparison whether another key goes all the way
+    through it, as on every node of a walk but the last.
+
+    Base: sglang/srt/mem_cache/radix_cache.py::RadixKey, which looks for the first difference.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, key: RadixKey) -> EchoKey:
+        """The same key."""
+        return cls(key.raw_token_ids(), key.extra_key, key.is_bigram, None, key.cache_salt)
+
+    def __getitem__(self, index: int | slice) -> EchoKey:
+        return EchoKey.of(super().__getitem__(index))
+
+    def match_at(self, other: RadixKey, offset: int, page_size: int = 1) -> int:
+        """Logical tokens shared with `other` from `offset` on, a multiple of `page_size`."""
+        mine = self.token_ids
+        whole = (
+            other.token_ids[offset : offset + len(mine)] == mine
+            and offset + len(mine) <= len(other)
+            and not self.is_bigram
+            and (self.extra_key, self.cache_salt) == (other.extra_key, other.cache_salt)
+        )
+        return len(mine) if whole else super().match_at(other, offset, page_size)
 
 
 class _LeafSet(set[EchoTreeNode]):
@@ -139,6 +172,11 @@ class EchoTreeCore(UnifiedTreeCore):
         self._register_node(node)
         return node
 
+    def _add_new_node(
+        self, parent: EchoTreeNode, key: RadixKey, *args: Any, **kwargs: Any
+    ) -> EchoTreeNode:
+        return super()._add_new_node(parent, EchoKey.of(key), *args, **kwargs)
+
     def _split_node(self, key: RadixKey, child: EchoTreeNode, split_len: int) -> Any:
         head, action = super()._split_node(key, child, split_len)
         head.online, head.offline = child.online, child.offline
@@ -189,12 +227,8 @@ class EchoTreeCore(UnifiedTreeCore):
         """`node` may be evicted from now on."""
         if node not in self.policy.ages:
             self.became_idle(node)
-        self.policy.leaf(
-            node,
-            references=self.references_of(node),
-            tokens=len(node.key),
-            now_s=self.clock(),
-        )
+        self.policy.leaf(node, tokens=len(node.key), now_s=self.clock())
+        self.policy.rank(self.references_of, keep=UNRANKED_LEAVES)
 
     def held_alone(self, node_id: int) -> int:
         """Tokens on the path to a node that one request alone holds, if it holds that node."""
@@ -230,9 +264,9 @@ class EchoTreeCore(UnifiedTreeCore):
     def online_arrived(self, key: RadixKey) -> None:
         """An online request arrived: learn from the leaf it will use again, and keep it."""
         node, _, part, part_tokens = self._descend(key)
-        if part is not None and part in self.policy.order:
+        if part is not None and part in self.evictable_device_leaves:
             self.policy.online_hit(part, part_tokens)
-        elif node in self.policy.order:
+        elif node in self.evictable_device_leaves:
             self.policy.online_hit(node, len(node.key))
         self._mark_online(node)
 
@@ -249,14 +283,16 @@ class EchoTreeCore(UnifiedTreeCore):
     def _descend(self, key: RadixKey) -> tuple[EchoTreeNode, int, EchoTreeNode | None, int]:
         """(deepest node wholly on `key`, tokens up to its end, child partly on it, tokens)."""
         node, offset, page = self.root_node, 0, self.page_size
-        while offset + page <= len(key):
+        tokens, end = key.token_ids, len(key)
+        while offset + page <= end:
             child = node.children.get(key.child_key_at(offset, page))
             if child is None or child.component_data[FULL].value is None:
                 break
-            shared = child.key.match_at(key, offset, page)
-            if shared < len(child.key):
-                return node, offset, child, shared
-            node, offset = child, offset + shared
+            edge = child.key.token_ids
+            after = offset + len(edge)
+            if after > end or tokens[offset:after] != edge:
+                return node, offset, child, child.key.match_at(key, offset, page)
+            node, offset = child, after
         return node, offset, None, 0
 
     def _marked_path(self, node: EchoTreeNode) -> array[int]:
@@ -278,6 +314,7 @@ class EchoTreeCore(UnifiedTreeCore):
         Of a leaf with a future no more goes than is wanted, and tokens that more waiting
         prompts need than its end stay: its tail becomes a leaf of its own, which is returned.
         """
+        self.policy.rank(self.references_of)
         victim = self.policy.victim(for_offline=self.for_offline, passed_over=passed_over)
         if victim is None:
             return None

@@ -8,7 +8,7 @@ of its estimate). Evicted in rising worth, the least recently used first among e
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -50,6 +50,7 @@ class CachePolicy(Generic[Node]):
         self._settings = settings
         self._by_value = settings.policy is EvictionPolicy.VALUE
         self.reuse = ReuseByAge()
+        self._unranked: dict[Node, None] = {}
         self.order: EvictionOrder[Node] = EvictionOrder()
         self.ages: AgeBuckets[Node] = AgeBuckets()
 
@@ -62,6 +63,7 @@ class CachePolicy(Generic[Node]):
         """The tree was flushed; what was learned stays."""
         self.order = EvictionOrder()
         self.ages = AgeBuckets()
+        self._unranked.clear()
 
     def idle(self, node: Node, *, used_s: float, tokens: int, now_s: float) -> None:
         """An online node is held by nobody, last used by an online request at `used_s`.
@@ -79,25 +81,40 @@ class CachePolicy(Generic[Node]):
         """An online node is in use again, or gone."""
         self.ages.leave(node)
 
-    def leaf(self, node: Node, *, references: int, tokens: int, now_s: float) -> None:
-        """A node may be evicted from now on. An online one must be `idle` already."""
+    def leaf(self, node: Node, *, tokens: int, now_s: float) -> None:
+        """A node may be evicted from now on. An online one must be `idle` already.
+
+        It is ranked later (`rank`): most leaves are in use again before that.
+        """
+        self._unranked[node] = None
         bucket = self.ages.bucket(node)
-        queue = OFFLINE_ONLY if bucket is None else self._queue(bucket)
-        self.order.add(node, queue=queue, references=references if self._by_value else 0)
         if bucket is not None:
             self.reuse.entered(bucket, tokens, now_s)
 
     def not_leaf(self, node: Node) -> None:
         """A node may not be evicted for now, or was."""
-        self.order.discard(node)
+        if node in self._unranked:
+            del self._unranked[node]
+        else:
+            self.order.discard(node)
+
+    def rank(self, references_of: Callable[[Node], int], *, keep: int = 0) -> None:
+        """Put leaves into the order of eviction, first come first, until `keep` are left."""
+        while len(self._unranked) > keep:
+            node = next(iter(self._unranked))
+            del self._unranked[node]
+            bucket = self.ages.bucket(node)
+            queue = OFFLINE_ONLY if bucket is None else self._queue(bucket)
+            references = references_of(node) if self._by_value else 0
+            self.order.add(node, queue=queue, references=references)
 
     def resized(self, node: Node, tokens: int) -> None:
         """The tree split a node: this many tokens of it are left."""
         self.ages.resize(node, tokens)
 
     def refer(self, leaf: Node, references: int) -> None:
-        """The number of waiting requests that pass through an evictable leaf changed."""
-        if self._by_value:
+        """The number of waiting requests that pass through a leaf changed."""
+        if self._by_value and leaf in self.order:
             self.order.refer(leaf, references)
 
     def online_hit(self, leaf: Node, tokens: int) -> None:
@@ -121,12 +138,14 @@ class CachePolicy(Generic[Node]):
     def grow_older(self, now_s: float) -> None:
         """Let idle online nodes age; nothing is done for those that crossed no edge."""
         for node, bucket in self.ages.advance(now_s):
-            if node in self.order:
+            ranked = node in self.order
+            if ranked:
                 self.order.move(node, self._queue(bucket))
+            if ranked or node in self._unranked:
                 self.reuse.entered(bucket, self.ages.tokens_of(node), now_s)
 
     def victim(self, *, for_offline: bool, passed_over: Container[Node] = ()) -> Node | None:
-        """The leaf to evict next, None if there is none.
+        """The leaf to evict next, None if there is none; of those ranked, see `rank`.
 
         for_offline: online leaves worth more than the work they would make room for are
         taken only when nothing else is left.

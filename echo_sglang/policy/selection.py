@@ -34,9 +34,10 @@ def select_candidates(
     """
     chosen: list[OfflineCandidate] = []
     computing: set[int] = set()
+    cached_of = _CachedTokens(pool, probe)
     tokens = 0
     for entry in pool.candidates(settings.limit, now_s):
-        cached = min(probe(entry), entry.num_tokens - 1)
+        cached = min(cached_of(entry), entry.num_tokens - 1)
         uncached_path = pool.path(entry.rid, deeper_than=cached + settings.slack_tokens)
         if not computing.isdisjoint(uncached_path):
             continue
@@ -56,3 +57,28 @@ def select_candidates(
         if tokens >= wanted_tokens:
             break
     return tuple(chosen)
+
+
+class _CachedTokens:
+    """Cached tokens of pooled requests within one pass, probed once for those that share.
+
+    What is cached of a prefix is the same for all that share it. Beyond it a request that
+    never ran is taken to have nothing in the cache; one that did is probed itself.
+    """
+
+    def __init__(self, pool: OfflinePool, probe: Callable[[OfflineEntry], int]) -> None:
+        self._pool = pool
+        self._probe = probe
+        self._known: dict[int, int] = {}
+
+    def __call__(self, entry: OfflineEntry) -> int:
+        shared = list(self._pool.index.ancestors(entry.rid))
+        if entry.parked_at_step is None:
+            for node in shared:
+                known = self._known.get(id(node))
+                if known is not None:
+                    return known
+        cached = self._probe(entry)
+        for node in shared:
+            self._known[id(node)] = min(cached, node.depth)
+        return cached

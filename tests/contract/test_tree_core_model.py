@@ -125,6 +125,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def references_are_exact(self) -> None:
+        self.kit.policy.rank(self.kit.core.references_of)
         for node in self.kit.nodes():
             path = self.kit.path(node)
             expected = sum(prompt[: len(path)] == path for prompt in self.waiting.values())
