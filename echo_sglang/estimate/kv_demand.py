@@ -7,16 +7,39 @@ fed the KV that running online requests lock, every iteration, and is asked for 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from echo_sglang.errors import ConfigError
 from echo_sglang.estimate.increments import HorizonIncrements, SlidingQuantile
+from echo_sglang.estimate.settings import require, require_horizon, require_limits
 
 MAX_SAMPLES = 1024
 """Increments kept: a 0.999 quantile still has one value above it."""
 
 WARM_UP_HORIZONS = 4
 """Horizons that must have been seen whole before a quantile of them is believed."""
+
+
+class OnlineRow(NamedTuple):
+    """One running online request: KV it locks, tokens it produced, and may produce at most."""
+
+    kv_tokens: int
+    produced_tokens: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunningOnline:
+    """The running online rows; a row gains a token every `step_s` seconds (0 if unknown)."""
+
+    step_s: float = 0.0
+    rows: Sequence[OnlineRow] = ()
+
+
+def nobody() -> RunningOnline:
+    """No running rows, or none that are told."""
+    return RunningOnline()
 
 
 class KvDemandForecast(Protocol):
@@ -28,9 +51,12 @@ class KvDemandForecast(Protocol):
         every iteration: O(1) amortised beside one insertion per sampled moment."""
         ...
 
-    def reserve_tokens(self, now_s: float) -> int:
-        """Tokens to keep free for online growth; between the floor and the ceiling. Changes
-        nothing; valid until the next observation."""
+    def reserve_tokens(self, now_s: float, running: Callable[[], RunningOnline] = nobody) -> int:
+        """Tokens to keep free for online growth; between the floor and the ceiling.
+
+        `running` tells the rows; a forecast that uses them calls it a few times a second at
+        most, not on every call. To be called after `observe` of the same iteration.
+        """
         ...
 
 
@@ -46,7 +72,7 @@ class FixedReserve:
     def observe(self, now_s: float, online_tokens: int) -> None:
         """Nothing to learn."""
 
-    def reserve_tokens(self, now_s: float) -> int:
+    def reserve_tokens(self, now_s: float, running: Callable[[], RunningOnline] = nobody) -> int:
         """The tokens it was made with."""
         return self._tokens
 
@@ -55,8 +81,7 @@ class WindowQuantileReserve:
     """A quantile of the increments within `horizon_s` that the last `window_s` showed.
 
     Increments are defined in `increments`, sampled at MAX_SAMPLES evenly spaced moments of the
-    window. Until WARM_UP_HORIZONS horizons (or the whole window, if that is shorter) and
-    1 / (1 - quantile) increments were seen, the reserve is the ceiling.
+    window. Until `enough_samples` increments were seen, the reserve is the ceiling.
 
     horizon_s, window_s: seconds, 0 < horizon_s <= window_s. quantile: above 0, at most 0.999.
     floor_tokens, ceiling_tokens: the reserve stays between them. Raises ConfigError otherwise.
@@ -82,43 +107,24 @@ class WindowQuantileReserve:
         self._quantile = quantile
         self._floor_tokens = floor_tokens
         self._ceiling_tokens = ceiling_tokens
-        self._enough = enough_samples(horizon_s, spacing_s, quantile)
+        self._enough = enough_samples(horizon_s, spacing_s, 1.0 - quantile)
 
     def observe(self, now_s: float, online_tokens: int) -> None:
         """See `KvDemandForecast`."""
         for increment in self._increments.observe(now_s, online_tokens):
             self._seen.add(increment)
 
-    def reserve_tokens(self, now_s: float) -> int:
-        """See `KvDemandForecast`."""
+    def reserve_tokens(self, now_s: float, running: Callable[[], RunningOnline] = nobody) -> int:
+        """See `KvDemandForecast`. The rows are not asked for."""
         if len(self._seen) < self._enough:
             return self._ceiling_tokens
         wanted = self._seen.quantile(self._quantile)
         return min(max(wanted, self._floor_tokens), self._ceiling_tokens)
 
 
-def enough_samples(horizon_s: float, spacing_s: float, quantile: float) -> int:
-    """Increments to wait for: WARM_UP_HORIZONS of time and one expected beyond the quantile."""
+def enough_samples(horizon_s: float, spacing_s: float, violation_rate: float) -> int:
+    """Increments to wait for: WARM_UP_HORIZONS of time, and 1 / violation_rate, so that one is
+    expected beyond the quantile; never more than MAX_SAMPLES."""
     of_time = math.ceil(WARM_UP_HORIZONS * horizon_s / spacing_s)
-    beyond_quantile = math.ceil(1.0 / (1.0 - quantile))
+    beyond_quantile = math.ceil(1.0 / violation_rate)
     return min(max(of_time, beyond_quantile), MAX_SAMPLES)
-
-
-def require_horizon(horizon_s: float, window_s: float) -> None:
-    """Raises ConfigError unless both are finite and 0 < horizon_s <= window_s."""
-    require("window_s", window_s, 0.0 < window_s < math.inf, "a finite number above 0")
-    allowed = f"above 0 and at most the window of {window_s:g} s"
-    require("horizon_s", horizon_s, 0.0 < horizon_s <= window_s, allowed)
-
-
-def require_limits(floor_tokens: int, ceiling_tokens: int) -> None:
-    """Raises ConfigError unless 0 <= floor_tokens <= ceiling_tokens."""
-    require("floor_tokens", floor_tokens, floor_tokens >= 0, "0 or more")
-    allowed = f"the floor of {floor_tokens} tokens or more; raise it or lower the floor"
-    require("ceiling_tokens", ceiling_tokens, ceiling_tokens >= floor_tokens, allowed)
-
-
-def require(name: str, value: float, holds: bool, allowed: str) -> None:
-    """Raises ConfigError naming the setting, its value and what is allowed."""
-    if not holds:
-        raise ConfigError(f"{name} {value}: allowed is {allowed}")
