@@ -17,14 +17,13 @@ drift too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echo_sglang.estimate.increments import LookedTime, OpenOrigins, conformal_rank
-from echo_sglang.estimate.kv_demand import RunningOnline, enough_samples, nobody
+from echo_sglang.estimate.kv_demand import RowSource, RunningOnline, enough_samples, nobody
 from echo_sglang.estimate.output_length import LONGEST_TOKENS, SurvivalTable
 from echo_sglang.estimate.settings import require, require_horizon, require_limits
 
@@ -57,9 +56,10 @@ class _Issued(NamedTuple):
 class AdaptiveReserve:
     """Known part and arrivals part, with adaptive coverage. A `KvDemandForecast`.
 
-    A new forecast is made at most REFRESHES_PER_HORIZON times a horizon, and at least every
-    LONGEST_REFRESH_S: O(running rows) and O(SAMPLES) in numpy. SAMPLES moments of the
-    window are kept. Until `enough_samples` of them are known, the reserve is the ceiling.
+    A new forecast is made REFRESHES_PER_HORIZON times a horizon, and every LONGEST_REFRESH_S at
+    least, as far as there are observations: O(running rows) and O(SAMPLES) in numpy. SAMPLES
+    moments of the window are kept. Until `enough_samples` of them are known, the reserve is the
+    ceiling.
 
     lengths: learned elsewhere, from every finished online request. violation_rate: share of
     moments after which online KV may rise by more than the reserve, 0.005 to 0.5. Raises
@@ -123,7 +123,7 @@ class AdaptiveReserve:
         """The violation rate now asked of the quantile so that the wanted one comes out."""
         return self._level
 
-    def observe(self, now_s: float, online_tokens: int) -> None:
+    def observe(self, now_s: float, online_tokens: int, running: RowSource = nobody) -> None:
         """See `KvDemandForecast`."""
         if not self._time.advance(now_s):
             return
@@ -133,21 +133,24 @@ class AdaptiveReserve:
                 self._follow(violated=increment > issued.enough_tokens)
         self._held_tokens = max(online_tokens, 0)
         self._open.observe(self._held_tokens)
+        if self._time.elapsed_s >= self._forecast_at_s + self._refresh_s:
+            self._refresh(running())
 
-    def reserve_tokens(self, now_s: float, running: Callable[[], RunningOnline] = nobody) -> int:
+    def reserve_tokens(self, now_s: float) -> int:
         """See `KvDemandForecast`."""
-        elapsed_s = self._time.elapsed_s
-        if elapsed_s >= self._forecast_at_s + self._refresh_s:
-            known = expected_change(running(), self._lengths, self._horizon_s)
-            self._forecast = self._increment_for(known)
-            self._forecast_at_s = elapsed_s
-            if elapsed_s >= self._next_origin_s:
-                self._open.open(elapsed_s, self._held_tokens, _Issued(known, self._forecast))
-                self._next_origin_s = elapsed_s + self._spacing_s
         if not math.isfinite(self._forecast):
             return self._ceiling_tokens
         wanted = math.ceil(self._forecast)
         return min(max(wanted, self._floor_tokens), self._ceiling_tokens)
+
+    def _refresh(self, running: RunningOnline) -> None:
+        elapsed_s = self._time.elapsed_s
+        known = expected_change(running, self._lengths, self._horizon_s)
+        self._forecast = self._increment_for(known)
+        self._forecast_at_s = elapsed_s
+        if elapsed_s >= self._next_origin_s:
+            self._open.open(elapsed_s, self._held_tokens, _Issued(known, self._forecast))
+            self._next_origin_s = elapsed_s + self._spacing_s
 
     def _increment_for(self, known: float) -> float:
         """The increment that is exceeded at the current level; infinite while too little was

@@ -37,6 +37,10 @@ class RunningOnline:
     rows: Sequence[OnlineRow] = ()
 
 
+RowSource = Callable[[], RunningOnline]
+"""Tells the running online rows when asked."""
+
+
 def nobody() -> RunningOnline:
     """No running rows, or none that are told."""
     return RunningOnline()
@@ -44,19 +48,20 @@ def nobody() -> RunningOnline:
 
 class KvDemandForecast(Protocol):
     """Forecasts additional online KV tokens within a reclaim horizon. Times are seconds on one
-    clock, which may jump; no method raises once the object exists."""
+    clock, which may jump; nothing that is observed makes it raise."""
 
-    def observe(self, now_s: float, online_tokens: int) -> None:
-        """Running online requests lock `online_tokens` KV tokens from now on. Cheap enough for
-        every iteration: O(1) amortised beside one insertion per sampled moment."""
+    def observe(self, now_s: float, online_tokens: int, running: RowSource = nobody) -> None:
+        """Running online requests lock `online_tokens` KV tokens from now on.
+
+        To be called every iteration, also while no offline work waits: O(1) amortised beside
+        one insertion per sampled moment. `running` tells the rows that lock them; a forecast
+        that uses them calls it some times a horizon, not on every call.
+        """
         ...
 
-    def reserve_tokens(self, now_s: float, running: Callable[[], RunningOnline] = nobody) -> int:
-        """Tokens to keep free for online growth; between the floor and the ceiling.
-
-        `running` tells the rows; a forecast that uses them calls it a few times a second at
-        most, not on every call. To be called after `observe` of the same iteration.
-        """
+    def reserve_tokens(self, now_s: float) -> int:
+        """Tokens to keep free for online growth; between the floor and the ceiling. Changes
+        nothing; valid until the next observation."""
         ...
 
 
@@ -69,10 +74,10 @@ class FixedReserve:
         require("reserve_tokens", tokens, tokens >= 0, "0 or more")
         self._tokens = tokens
 
-    def observe(self, now_s: float, online_tokens: int) -> None:
+    def observe(self, now_s: float, online_tokens: int, running: RowSource = nobody) -> None:
         """Nothing to learn."""
 
-    def reserve_tokens(self, now_s: float, running: Callable[[], RunningOnline] = nobody) -> int:
+    def reserve_tokens(self, now_s: float) -> int:
         """The tokens it was made with."""
         return self._tokens
 
@@ -109,13 +114,13 @@ class WindowQuantileReserve:
         self._ceiling_tokens = ceiling_tokens
         self._enough = enough_samples(horizon_s, spacing_s, 1.0 - quantile)
 
-    def observe(self, now_s: float, online_tokens: int) -> None:
+    def observe(self, now_s: float, online_tokens: int, running: RowSource = nobody) -> None:
         """See `KvDemandForecast`."""
         for increment in self._increments.observe(now_s, online_tokens):
             self._seen.add(increment)
 
-    def reserve_tokens(self, now_s: float, running: Callable[[], RunningOnline] = nobody) -> int:
-        """See `KvDemandForecast`. The rows are not asked for."""
+    def reserve_tokens(self, now_s: float) -> int:
+        """See `KvDemandForecast`."""
         if len(self._seen) < self._enough:
             return self._ceiling_tokens
         wanted = self._seen.quantile(self._quantile)

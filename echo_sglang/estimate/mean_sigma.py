@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 
 from echo_sglang.estimate.increments import HorizonIncrements, LookedTime
-from echo_sglang.estimate.kv_demand import MAX_SAMPLES, RunningOnline, enough_samples, nobody
+from echo_sglang.estimate.kv_demand import MAX_SAMPLES, RowSource, enough_samples, nobody
 from echo_sglang.estimate.settings import (
     require,
     require_horizon,
@@ -85,7 +84,7 @@ class MeanSigmaLevelReserve:
         self._floor_tokens = floor_tokens
         self._ceiling_tokens = ceiling_tokens
 
-    def observe(self, now_s: float, online_tokens: int) -> None:
+    def observe(self, now_s: float, online_tokens: int, running: RowSource = nobody) -> None:
         """See `KvDemandForecast`."""
         if not self._time.advance(now_s):
             return
@@ -94,8 +93,8 @@ class MeanSigmaLevelReserve:
             self._next_sample += 1
         self._held_tokens = max(online_tokens, 0)
 
-    def reserve_tokens(self, now_s: float, running: Callable[[], RunningOnline] = nobody) -> int:
-        """See `KvDemandForecast`. The rows are not asked for."""
+    def reserve_tokens(self, now_s: float) -> int:
+        """See `KvDemandForecast`."""
         if len(self._levels) < ENOUGH_LEVELS:
             return self._ceiling_tokens
         wanted = math.ceil(self._levels.mean_plus(self._sigmas)) - self._held_tokens
@@ -130,13 +129,13 @@ class MeanSigmaGrowthReserve:
         self._ceiling_tokens = ceiling_tokens
         self._enough = enough_samples(horizon_s, spacing_s, 0.05)
 
-    def observe(self, now_s: float, online_tokens: int) -> None:
+    def observe(self, now_s: float, online_tokens: int, running: RowSource = nobody) -> None:
         """See `KvDemandForecast`."""
         for increment in self._increments.observe(now_s, online_tokens):
             self._seen.add(increment)
 
-    def reserve_tokens(self, now_s: float, running: Callable[[], RunningOnline] = nobody) -> int:
-        """See `KvDemandForecast`. The rows are not asked for."""
+    def reserve_tokens(self, now_s: float) -> int:
+        """See `KvDemandForecast`."""
         if len(self._seen) < self._enough:
             return self._ceiling_tokens
         wanted = math.ceil(self._seen.mean_plus(self._sigmas))

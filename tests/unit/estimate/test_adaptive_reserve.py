@@ -57,8 +57,8 @@ class Server:
             self.running = [row for row in self.running if row[0] < row[1]]
             now_s = len(self.kv_tokens) * STEP_S
             self.kv_tokens.append(sum(400 + row[0] for row in self.running))
-            self.reserve.observe(now_s, self.kv_tokens[-1])
-            self.reserved.append(self.reserve.reserve_tokens(now_s, self.rows))
+            self.reserve.observe(now_s, self.kv_tokens[-1], self.rows)
+            self.reserved.append(self.reserve.reserve_tokens(now_s))
 
     def rows(self) -> RunningOnline:
         self.asked += 1
@@ -102,6 +102,16 @@ def test_rows_are_asked_for_no_more_than_ten_times_a_second() -> None:
     busy = server(seed=2)
     busy.run(2_000, per_s=2.0, mean_tokens=60)
     assert busy.asked <= 10 * 2_000 * STEP_S + 1
+
+
+def test_asking_for_the_reserve_changes_nothing() -> None:
+    asked, left_alone = server(seed=8), server(seed=8)
+    for each in (asked, left_alone):
+        for _ in range(40):
+            each.run(50, per_s=2.0, mean_tokens=60)
+            if each is asked:
+                assert len({each.reserve.reserve_tokens(1e6 * i) for i in range(5)}) == 1
+    assert asked.reserved == left_alone.reserved
 
 
 def test_rows_that_are_about_to_end_are_expected_to_free_what_they_hold() -> None:
@@ -167,7 +177,6 @@ def test_the_level_stays_in_its_range_whatever_happens() -> None:
         reserve = adaptive(violation_rate=0.02)
         for tick in range(12_000):
             reserve.observe(tick / 10, tokens_at(tick))
-            reserve.reserve_tokens(tick / 10)
         return reserve
 
     assert play(lambda tick: 100).level == pytest.approx(0.02 * LEVEL_RANGE)
@@ -180,9 +189,9 @@ def test_the_level_stays_in_its_range_whatever_happens() -> None:
 def test_a_clock_that_jumps_is_survived(jump_s: float) -> None:
     busy = server(seed=6)
     busy.run(4_000, per_s=2.0, mean_tokens=60)
-    before = busy.reserve.reserve_tokens(200.0, busy.rows)
-    busy.reserve.observe(jump_s, busy.kv_tokens[-1])
-    after = busy.reserve.reserve_tokens(jump_s, busy.rows)
+    before = busy.reserve.reserve_tokens(200.0)
+    busy.reserve.observe(jump_s, busy.kv_tokens[-1], busy.rows)
+    after = busy.reserve.reserve_tokens(jump_s)
     assert after == pytest.approx(before, rel=0.5)
     assert 0 < after < 50_000
 
