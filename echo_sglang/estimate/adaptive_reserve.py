@@ -62,7 +62,7 @@ class AdaptiveReserve:
     ceiling.
 
     lengths: learned elsewhere, from every finished online request. violation_rate: share of
-    moments after which online KV may rise by more than the reserve, 0.005 to 0.5. Raises
+    moments after which online KV may rise by more than the reserve, 0.001 to 0.5. Raises
     ConfigError for it, and for the rest as `WindowQuantileReserve` does.
     """
 
@@ -97,8 +97,8 @@ class AdaptiveReserve:
         violation_rate: float = 0.05,
     ) -> None:
         require_horizon(horizon_s, window_s)
-        allowed = "0.005 to 0.5"
-        require("violation_rate", violation_rate, 0.005 <= violation_rate <= 0.5, allowed)
+        allowed = "0.001 to 0.5"
+        require("violation_rate", violation_rate, 0.001 <= violation_rate <= 0.5, allowed)
         require_limits(floor_tokens, ceiling_tokens)
         self._lengths = lengths
         self._horizon_s = horizon_s

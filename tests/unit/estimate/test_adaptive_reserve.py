@@ -199,7 +199,7 @@ def test_a_clock_that_jumps_is_survived(jump_s: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"violation_rate": 0.0}, "violation_rate 0.0: allowed is 0.005 to 0.5"),
+        ({"violation_rate": 0.0}, "violation_rate 0.0: allowed is 0.001 to 0.5"),
         ({"violation_rate": math.nan}, "violation_rate nan"),
         ({"horizon_s": 0.0}, "horizon_s 0.0: allowed is above 0"),
         ({"window_s": math.nan}, "window_s nan"),
