@@ -89,7 +89,8 @@ class EchoConfig:
     reserve_quantile: float = _option(
         "--echo-reserve-quantile",
         0.95,
-        "share of the horizons seen whose growth the forecast covers, above 0 and at most 0.999",
+        "share of the moments after which online KV may not grow by more than the reserve within "
+        "the horizon, 0.5 to 0.999",
     )
     min_chunk_tokens: int = _option(
         "--echo-min-chunk-tokens",
@@ -131,9 +132,7 @@ class EchoConfig:
         for name in ("reserve_tokens", "reserve_floor_tokens", "reserve_ceiling_tokens"):
             self._require(name, getattr(self, name) >= -1, "-1 or more")
         self._require("reserve_horizon_s", 0 < self.reserve_horizon_s <= 600, "above 0 to 600")
-        self._require(
-            "reserve_quantile", 0 < self.reserve_quantile <= 0.999, "above 0 and at most 0.999"
-        )
+        self._require("reserve_quantile", 0.5 <= self.reserve_quantile <= 0.999, "0.5 to 0.999")
         self._require("min_chunk_tokens", self.min_chunk_tokens >= 1, "1 or more")
         self._require("min_parked_steps", self.min_parked_steps >= 2, "2 or more")
         self._require("max_offline_wait_s", self.max_offline_wait_s > 0, "above 0")

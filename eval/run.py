@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from echo_sglang.errors import EchoError
-from eval import foundation
+from eval import foundation, kv_demand
 from eval.contenders import CONFIGS
 from eval.harness.report import text_table
 from eval.harness.server import REPOSITORY, default_model_path, exit_on_sigterm
@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--echo-python", default=sys.executable, help="of the Echo server")
     command.add_argument("--platform", default="echo_cpu", help="SGLANG_PLATFORM of all servers")
     command.add_argument("--echo-flags", default="", help="further flags of the Echo server")
+    kv_demand.add_command(commands)
     return parser
 
 
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; the exit code is 1 for an error that a user can do something about."""
     arguments = build_parser().parse_args(argv)
     try:
+        if arguments.experiment == "kv-demand":
+            return kv_demand.main(arguments)
         plan = plan_from(arguments)
         table = foundation.run(plan)
     except (EchoError, ValueError) as error:

@@ -7,9 +7,11 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 from echo_sglang.adapter.clock import ClockedScheduler
+from echo_sglang.adapter.demand import note_length
 from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.adapter.step_timer import StepTimer, batch_shape
 from echo_sglang.domain.plan import StepPlan
+from echo_sglang.estimate.output_length import OutputLengths
 from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments
 from echo_sglang.policy.attainment import AttainmentWindow
@@ -19,6 +21,7 @@ class StepLearning(ClockedScheduler):
     """The part of EchoScheduler that measures. EchoScheduler sets what is declared here."""
 
     fitter: StepTimeFitter
+    output_lengths: OutputLengths
     step_timer: StepTimer
     attainment: AttainmentWindow
     instruments: Instruments
@@ -63,6 +66,7 @@ class StepLearning(ClockedScheduler):
             req.progress.note(len(req.output_ids), now_s)
         if not req.finished():
             return
+        note_length(self.output_lengths, req)
         if req.progress is None:
             self._count("offline_finished", 1)
             self._count("offline_prompt_tokens", len(req.origin_input_ids))

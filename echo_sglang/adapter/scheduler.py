@@ -18,6 +18,7 @@ from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 from echo_sglang.adapter.compat import check_scheduler
+from echo_sglang.adapter.demand import reserve_of
 from echo_sglang.adapter.intake import RequestIntake
 from echo_sglang.adapter.learning import StepLearning
 from echo_sglang.adapter.offline_queue import OfflineQueue
@@ -31,7 +32,7 @@ from echo_sglang.adapter.step_timer import StepTimer
 from echo_sglang.adapter.tree_core import EchoTreeCore
 from echo_sglang.config import CONFIG_ENV, EchoConfig, EvictionPolicy
 from echo_sglang.domain.plan import ChunkAction, Reason, StepPlan
-from echo_sglang.estimate.kv_demand import FixedReserve, KvDemandForecast, WindowQuantileReserve
+from echo_sglang.estimate.output_length import OutputLengths
 from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments, prometheus_instruments
 from echo_sglang.policy.arrivals import BurstEstimate
@@ -42,9 +43,6 @@ from echo_sglang.policy.offline_pool import PoolSettings
 from echo_sglang.policy.selection import SelectionSettings
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
-
-RESERVE_WINDOW_S = 600.0
-"""How much of the past the forecast of the burst reserve looks at."""
 
 
 class EchoScheduler(RequestIntake, StepLearning):
@@ -67,7 +65,8 @@ class EchoScheduler(RequestIntake, StepLearning):
         check_scheduler(self, EvictionPolicy(config.eviction))
         self.echo_settings = settings_of(config)
         self.selection_settings = SelectionSettings()
-        self.reserve = reserve_of(config, self.max_total_num_tokens)
+        self.output_lengths = OutputLengths()
+        self.reserve = reserve_of(config, self.max_total_num_tokens, self.output_lengths)
         self.max_pooled = config.max_pooled
         self.offline_queue = OfflineQueue(
             PoolSettings(max_wait_s=config.max_offline_wait_s), self._build_req
@@ -221,20 +220,6 @@ class EchoScheduler(RequestIntake, StepLearning):
             for line in self.decision_log.lines(self.echo_settings):
                 file.write(line + "\n")
         return len(self.decision_log)
-
-
-def reserve_of(config: EchoConfig, pool_tokens: int) -> KvDemandForecast:
-    """The burst reserve that the configuration asks for in a pool of this size."""
-    floor, ceiling = config.reserve_limits(pool_tokens)
-    if floor == ceiling:
-        return FixedReserve(floor)
-    return WindowQuantileReserve(
-        horizon_s=config.reserve_horizon_s,
-        quantile=config.reserve_quantile,
-        window_s=max(RESERVE_WINDOW_S, config.reserve_horizon_s),
-        floor_tokens=floor,
-        ceiling_tokens=ceiling,
-    )
 
 
 def settings_of(config: EchoConfig) -> CoschedulerSettings:

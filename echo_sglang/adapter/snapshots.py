@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
+from echo_sglang.adapter.demand import running_online
 from echo_sglang.adapter.requests import EchoReq, can_release, is_offline
 from echo_sglang.domain.snapshot import (
     ChunkInProgress,
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s: float) -> Snapshot:
     """Values only: nothing in it changes when the scheduler goes on. O(running rows)."""
     online, offline_rows = _running(scheduler, running_batch)
-    scheduler.reserve.observe(now_s, online.kv_tokens + _online_chunk_tokens(scheduler))
+    scheduler.reserve.observe(
+        now_s,
+        online.kv_tokens + _online_chunk_tokens(scheduler),
+        lambda: running_online(running_batch),
+    )
     waiting = tuple(_waiting_online(scheduler, req, now_s) for req in scheduler.waiting_queue)
     return Snapshot(
         step=scheduler.echo_step,

@@ -7,10 +7,12 @@ fed the KV that running online requests lock, every iteration, and is asked for 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from echo_sglang.errors import ConfigError
 from echo_sglang.estimate.increments import HorizonIncrements, SlidingQuantile
+from echo_sglang.estimate.settings import require, require_horizon, require_limits
 
 MAX_SAMPLES = 1024
 """Increments kept: a 0.999 quantile still has one value above it."""
@@ -19,13 +21,42 @@ WARM_UP_HORIZONS = 4
 """Horizons that must have been seen whole before a quantile of them is believed."""
 
 
+class OnlineRow(NamedTuple):
+    """One running online request: KV it locks, tokens it produced, and may produce at most."""
+
+    kv_tokens: int
+    produced_tokens: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunningOnline:
+    """The running online rows; a row gains a token every `step_s` seconds (0 if unknown)."""
+
+    step_s: float = 0.0
+    rows: Sequence[OnlineRow] = ()
+
+
+RowSource = Callable[[], RunningOnline]
+"""Tells the running online rows when asked."""
+
+
+def nobody() -> RunningOnline:
+    """No running rows, or none that are told."""
+    return RunningOnline()
+
+
 class KvDemandForecast(Protocol):
     """Forecasts additional online KV tokens within a reclaim horizon. Times are seconds on one
-    clock, which may jump; no method raises once the object exists."""
+    clock, which may jump; nothing that is observed makes it raise."""
 
-    def observe(self, now_s: float, online_tokens: int) -> None:
-        """Running online requests lock `online_tokens` KV tokens from now on. Cheap enough for
-        every iteration: O(1) amortised beside one insertion per sampled moment."""
+    def observe(self, now_s: float, online_tokens: int, running: RowSource = nobody) -> None:
+        """Running online requests lock `online_tokens` KV tokens from now on.
+
+        To be called every iteration, also while no offline work waits: O(1) amortised beside
+        one insertion per sampled moment. `running` tells the rows that lock them; a forecast
+        that uses them calls it some times a horizon, not on every call.
+        """
         ...
 
     def reserve_tokens(self, now_s: float) -> int:
@@ -43,7 +74,7 @@ class FixedReserve:
         require("reserve_tokens", tokens, tokens >= 0, "0 or more")
         self._tokens = tokens
 
-    def observe(self, now_s: float, online_tokens: int) -> None:
+    def observe(self, now_s: float, online_tokens: int, running: RowSource = nobody) -> None:
         """Nothing to learn."""
 
     def reserve_tokens(self, now_s: float) -> int:
@@ -55,8 +86,7 @@ class WindowQuantileReserve:
     """A quantile of the increments within `horizon_s` that the last `window_s` showed.
 
     Increments are defined in `increments`, sampled at MAX_SAMPLES evenly spaced moments of the
-    window. Until WARM_UP_HORIZONS horizons (or the whole window, if that is shorter) and
-    1 / (1 - quantile) increments were seen, the reserve is the ceiling.
+    window. Until `enough_samples` increments were seen, the reserve is the ceiling.
 
     horizon_s, window_s: seconds, 0 < horizon_s <= window_s. quantile: above 0, at most 0.999.
     floor_tokens, ceiling_tokens: the reserve stays between them. Raises ConfigError otherwise.
@@ -82,9 +112,9 @@ class WindowQuantileReserve:
         self._quantile = quantile
         self._floor_tokens = floor_tokens
         self._ceiling_tokens = ceiling_tokens
-        self._enough = enough_samples(horizon_s, spacing_s, quantile)
+        self._enough = enough_samples(horizon_s, spacing_s, 1.0 - quantile)
 
-    def observe(self, now_s: float, online_tokens: int) -> None:
+    def observe(self, now_s: float, online_tokens: int, running: RowSource = nobody) -> None:
         """See `KvDemandForecast`."""
         for increment in self._increments.observe(now_s, online_tokens):
             self._seen.add(increment)
@@ -97,28 +127,9 @@ class WindowQuantileReserve:
         return min(max(wanted, self._floor_tokens), self._ceiling_tokens)
 
 
-def enough_samples(horizon_s: float, spacing_s: float, quantile: float) -> int:
-    """Increments to wait for: WARM_UP_HORIZONS of time and one expected beyond the quantile."""
+def enough_samples(horizon_s: float, spacing_s: float, violation_rate: float) -> int:
+    """Increments to wait for: WARM_UP_HORIZONS of time, and 1 / violation_rate, so that one is
+    expected beyond the quantile; never more than MAX_SAMPLES."""
     of_time = math.ceil(WARM_UP_HORIZONS * horizon_s / spacing_s)
-    beyond_quantile = math.ceil(1.0 / (1.0 - quantile))
+    beyond_quantile = math.ceil(1.0 / violation_rate)
     return min(max(of_time, beyond_quantile), MAX_SAMPLES)
-
-
-def require_horizon(horizon_s: float, window_s: float) -> None:
-    """Raises ConfigError unless both are finite and 0 < horizon_s <= window_s."""
-    require("window_s", window_s, 0.0 < window_s < math.inf, "a finite number above 0")
-    allowed = f"above 0 and at most the window of {window_s:g} s"
-    require("horizon_s", horizon_s, 0.0 < horizon_s <= window_s, allowed)
-
-
-def require_limits(floor_tokens: int, ceiling_tokens: int) -> None:
-    """Raises ConfigError unless 0 <= floor_tokens <= ceiling_tokens."""
-    require("floor_tokens", floor_tokens, floor_tokens >= 0, "0 or more")
-    allowed = f"the floor of {floor_tokens} tokens or more; raise it or lower the floor"
-    require("ceiling_tokens", ceiling_tokens, ceiling_tokens >= floor_tokens, allowed)
-
-
-def require(name: str, value: float, holds: bool, allowed: str) -> None:
-    """Raises ConfigError naming the setting, its value and what is allowed."""
-    if not holds:
-        raise ConfigError(f"{name} {value}: allowed is {allowed}")

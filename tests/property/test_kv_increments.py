@@ -107,7 +107,7 @@ def test_the_reserve_is_the_quantile_of_the_window_within_its_limits(
     known = brute_force(seconds_looked(steps, horizon_s, spacing_s), horizon_s, spacing_s)
     window = sorted(known[-MAX_SAMPLES:])
     expected = 700
-    if len(window) >= enough_samples(horizon_s, spacing_s, quantile):
+    if len(window) >= enough_samples(horizon_s, spacing_s, 1.0 - quantile):
         rank = min(math.ceil(quantile * (len(window) + 1)), len(window))
         expected = min(max(window[rank - 1], 20), 700)
     assert reserve.reserve_tokens(clock_s) == expected

@@ -36,6 +36,7 @@ def test_a_configuration_survives_the_environment() -> None:
         ("reserve_ceiling_tokens", -2, "--echo-reserve-ceiling-tokens"),
         ("reserve_horizon_s", 0.0, "--echo-reserve-horizon-s"),
         ("reserve_quantile", 1.0, "--echo-reserve-quantile"),
+        ("reserve_quantile", 0.4, "--echo-reserve-quantile"),
         ("eviction", "fifo", "--echo-eviction"),
         ("online_weight", -0.5, "--echo-online-weight"),
         ("online_weight", float("inf"), "--echo-online-weight"),

@@ -99,8 +99,8 @@ def test_a_thousand_observations_a_second_leave_no_more_behind_than_ten() -> Non
         increments = HorizonIncrements(horizon_s=5.0, spacing_s=0.5)
         for tick in range(20 * rate):
             increments.observe(tick / rate, tick * 37 % 1_009)
-        sizes.append(len(increments._origins) + len(increments._peaks))
-    assert max(sizes) <= 2 * 12
+        sizes.append(increments.num_open)
+    assert max(sizes) <= 12
 
 
 def test_the_quantile_of_few_values_is_their_largest() -> None:
