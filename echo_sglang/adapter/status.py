@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.schedule_batch import Req
 
+from echo_sglang.adapter.identity import server_limits
 from echo_sglang.adapter.requests import is_offline
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def build_status(scheduler: EchoScheduler) -> dict[str, Any]:
         "requests": _requests(scheduler),
         "memory_tokens": _memory(scheduler),
         "step_time_model": _model(scheduler),
+        "step_trace": None if scheduler.step_tracer is None else scheduler.step_tracer.status(),
+        "limits": server_limits(scheduler),
         "steps": scheduler.echo_step,
         "reasons": dict(scheduler.decision_log.reasons),
         "counters": dict(scheduler.echo_counters),
