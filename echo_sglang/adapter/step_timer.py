@@ -75,4 +75,5 @@ def batch_shape(batch: ScheduleBatch) -> BatchShape | None:
         extend_square=sum(e * e for e in extends),
         decode_rows=num_decode,
         decode_kv_tokens=sum(batch.prefix_lens[num_extend:]),
+        extend_prefix_tokens=sum(prefixes),
     )
