@@ -5,6 +5,7 @@ EchoError
 ├── RequestError          a request field is not allowed (answered with HTTP 400)
 ├── IncompatibleError     this SGLang (version, patches, seams) or model cannot be served
 ├── TraceError            a decision log or step trace cannot be read
+├── ProfileError          a step-time profile cannot be made, read or used here
 └── WorkloadError         a workload description is empty, unordered or malformed
 
 Messages say what was given, what is allowed and what to do.
@@ -35,6 +36,10 @@ class IncompatibleError(EchoError):
 
 class TraceError(EchoError):
     """A decision log or step trace cannot be read."""
+
+
+class ProfileError(EchoError):
+    """A step-time profile cannot be made from these samples, read, or used on this server."""
 
 
 class WorkloadError(EchoError):
