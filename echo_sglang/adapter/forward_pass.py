@@ -28,6 +28,7 @@ class ForwardPassRecorder:
         self._endpoint = f"{ipc_name}.{rank}"
         self._passes: list[ForwardPass] = []
         self._stop = threading.Event()
+        self._heard = threading.Event()
         self._thread = threading.Thread(target=self._run, name="echo-fpm", daemon=True)
 
     def __enter__(self) -> ForwardPassRecorder:
@@ -48,6 +49,11 @@ class ForwardPassRecorder:
         """What was received so far, heartbeats of an idle server included."""
         return tuple(self._passes)
 
+    def wait_for_first(self, timeout_s: float) -> bool:
+        """Wait until something was received: from then on nothing is missed. An idle server
+        sends a heartbeat each second. False if nothing came in time."""
+        return self._heard.wait(timeout_s)
+
     def _run(self) -> None:
         with zmq.Context() as context, context.socket(zmq.SUB) as socket:
             socket.setsockopt(zmq.SUBSCRIBE, b"")
@@ -59,6 +65,7 @@ class ForwardPassRecorder:
                     continue
                 _, _, payload = socket.recv_multipart()
                 self._passes.append(forward_pass(decode(payload)))
+                self._heard.set()
 
 
 def forward_pass(metrics: ForwardPassMetrics) -> ForwardPass:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.arg_groups.overrides import resolution_result
 
+from echo_sglang.estimate.profile import ProfileIdentity
+
 if TYPE_CHECKING:
     from echo_sglang.adapter.scheduler import EchoScheduler
 
@@ -29,17 +31,18 @@ TIMED_FLAGS = (
 """Flags of SGLang (fields of its ServerArgs) that change how long the same batch takes."""
 
 
-def server_identity(scheduler: EchoScheduler) -> dict[str, Any]:
-    """What a profile of this server is bound to; plain JSON values."""
+def server_identity(scheduler: EchoScheduler) -> ProfileIdentity:
+    """What a profile of this server holds for."""
     server_args = scheduler.server_args
-    return {
-        "hardware": hardware_name(str(scheduler.device)),
-        "model": model_name(scheduler.model_config),
-        "sglang": metadata.version("sglang"),
-        "dtype": str(scheduler.model_config.dtype).removeprefix("torch."),
-        "tp_size": int(server_args.tp_size),
-        "flags": {name: str(resolution_result(server_args, name, None)) for name in TIMED_FLAGS},
-    }
+    values = {name: resolution_result(server_args, name, None) for name in TIMED_FLAGS}
+    return ProfileIdentity(
+        hardware=hardware_name(str(scheduler.device)),
+        model=model_name(scheduler.model_config),
+        sglang_version=metadata.version("sglang"),
+        dtype=str(scheduler.model_config.dtype).removeprefix("torch."),
+        tp_size=int(server_args.tp_size),
+        flags=tuple(f"{name}={value}" for name, value in values.items() if value is not None),
+    )
 
 
 def server_limits(scheduler: EchoScheduler) -> dict[str, int]:

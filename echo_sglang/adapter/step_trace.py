@@ -30,8 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TraceState:
-    """What became of the records so far. error: why the trace was switched off, in words."""
+    """What became of the records so far; those recorded, not written and not dropped wait.
 
+    error: why the trace was switched off, in words.
+    """
+
+    rows_recorded: int
     rows_written: int
     rows_dropped: int
     error: str | None
@@ -57,8 +61,9 @@ class StepTraceWriter:
 
     @property
     def state(self) -> TraceState:
-        """Counts so far; rows still with the thread are in neither."""
-        return TraceState(self._rows_written, self._rows_dropped, self._error)
+        """Counts so far."""
+        recorded = self._rows_handed + self._rows_dropped + len(self._batch)
+        return TraceState(recorded, self._rows_written, self._rows_dropped, self._error)
 
     def append(self, record: StepRecord) -> None:
         """Keep one record; most calls only do that."""

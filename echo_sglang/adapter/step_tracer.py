@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,12 +100,7 @@ class StepTracer:
 
     def status(self) -> dict[str, Any]:
         """For GET /echo/status."""
-        state = self._writer.state
-        return {
-            "rows_written": state.rows_written,
-            "rows_dropped": state.rows_dropped,
-            "error": state.error,
-        }
+        return asdict(self._writer.state)
 
     def _padded_rows(self, shape: BatchShape, result: Any) -> int | None:
         if shape.has_extend or not result.can_run_cuda_graph:
@@ -118,7 +114,7 @@ def make_step_tracer(scheduler: EchoScheduler, config: EchoConfig) -> StepTracer
     if not config.trace:
         return None
     header = TraceHeader(
-        identity=server_identity(scheduler),
+        identity=asdict(server_identity(scheduler)),
         limits=server_limits(scheduler),
         started_unix_s=scheduler.echo_wall_clock(),
     )

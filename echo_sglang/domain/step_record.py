@@ -135,6 +135,7 @@ class StepRecord:
             extend_square=self.sums.square,
             decode_rows=self.decode_rows,
             decode_kv_tokens=self.decode_kv_tokens,
+            extend_prefix_tokens=self.sums.prefix_tokens,
         )
 
     def to_row(self) -> list[Any]:

@@ -10,10 +10,10 @@ from echo_sglang.domain.step_record import ExtendSums, StepMode, StepRecord, Tra
 IDENTITY = {
     "hardware": "Test CPU, 2 cores",
     "model": "tiny",
-    "sglang": "0.5.23",
+    "sglang_version": "0.5.23",
     "dtype": "bfloat16",
     "tp_size": 1,
-    "flags": {"attention_backend": "echo_cpu"},
+    "flags": ["attention_backend=echo_cpu"],
 }
 LIMITS = {"chunk_tokens": 512, "rows": 16, "kv_tokens": 8192, "context_tokens": 2048}
 
