@@ -7,6 +7,7 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 from echo_sglang.adapter.clock import ClockedScheduler
+from echo_sglang.adapter.profiles import ServerProfile
 from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.adapter.step_timer import LaunchedStep, StepTimer, batch_shape
 from echo_sglang.adapter.step_tracer import StepTracer
@@ -17,11 +18,15 @@ from echo_sglang.policy.attainment import AttainmentWindow
 
 RELEASE_COUNTERS = ("rows_released", "rows_released_for_decode_memory", "chunks_released")
 
+STEP_TIMES_EVERY_S = 5.0
+"""How often the errors of the step-time model are summed up for metrics; it takes about 1 ms."""
+
 
 class StepLearning(ClockedScheduler):
     """The part of EchoScheduler that measures. EchoScheduler sets what is declared here."""
 
     fitter: StepTimeFitter
+    server_profile: ServerProfile | None = None
     step_timer: StepTimer
     step_tracer: StepTracer | None = None
     attainment: AttainmentWindow
@@ -31,6 +36,7 @@ class StepLearning(ClockedScheduler):
     _plan: StepPlan
     _decided_s: float
     _device_end_s: float = 0.0
+    _step_times_told_s: float = 0.0
 
     def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
         """Note what the device was given."""
@@ -81,6 +87,9 @@ class StepLearning(ClockedScheduler):
         if shape.has_extend or shape.decode_rows:
             self.fitter.observe(shape, measured.step_s)
             self.instruments.step(shape, measured.step_s, reason=measured.launched.reason)
+        if now_s - self._step_times_told_s >= STEP_TIMES_EVERY_S:
+            self._step_times_told_s = now_s
+            self.instruments.step_times(self.fitter.status)
 
     def _released(self) -> int:
         """Offline rows and half-done prompts that gave way since the start."""

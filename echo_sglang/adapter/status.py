@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.schedule_batch import Req
@@ -67,12 +68,16 @@ def _memory(scheduler: EchoScheduler) -> dict[str, int]:
 
 
 def _model(scheduler: EchoScheduler) -> dict[str, Any]:
-    model = scheduler.fitter.model
+    model, status = scheduler.fitter.model, scheduler.fitter.status()
     return {
         "trained": model.trained,
         "samples": model.samples,
+        "profile": None if scheduler.server_profile is None else scheduler.server_profile.state,
+        "safe_mode": status.safe_mode,
+        "drift_ratio": status.drift_ratio,
         "median_abs_error": scheduler.fitter.median_abs_error(),
         "largest_extend_tokens": model.largest_extend_tokens,
+        "regimes": {report.regime: asdict(report) for report in status.regimes},
     }
 
 
