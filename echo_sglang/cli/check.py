@@ -36,8 +36,8 @@ def check(
     from echo_sglang.adapter.forward_pass import ForwardPassRecorder
 
     with ForwardPassRecorder(ipc_name, rank=rank) as recorder:
-        time.sleep(seconds)
-    time.sleep(SETTLE_S)
+        let_pass(seconds)
+    let_pass(SETTLE_S)
     found = check_trace(load_trace(trace).records, recorder.passes)
     if as_json:
         print_json({**asdict(found), "agrees": found.agrees})
@@ -45,6 +45,11 @@ def check(
         _print(found)
     if not found.agrees:
         raise typer.Exit(DISAGREES)
+
+
+def let_pass(seconds: float) -> None:
+    """Wait while the server works."""
+    time.sleep(seconds)
 
 
 def _print(found: TraceCheck) -> None:

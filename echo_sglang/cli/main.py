@@ -23,7 +23,3 @@ app.command()(profile)
 app.command()(train)
 app.command()(inspect)
 app.command()(check)
-
-
-if __name__ == "__main__":
-    app()
