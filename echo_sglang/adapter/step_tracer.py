@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.runtime_context import get_parallel
 
 from echo_sglang.adapter.eviction_meter import EvictionMeter
 from echo_sglang.adapter.identity import server_identity, server_limits
@@ -110,16 +111,25 @@ class StepTracer:
 
 
 def make_step_tracer(scheduler: EchoScheduler, config: EchoConfig) -> StepTracer | None:
-    """The tracer that --echo-trace asks for, None without it."""
-    if not config.trace:
+    """The tracer that --echo-trace asks for, None without it.
+
+    One rank of each engine writes, the one that also publishes forward pass metrics; of
+    several data parallel engines each to a file of its own, PATH.dp0, PATH.dp1, ...
+    """
+    parallel = get_parallel()
+    writes = parallel.attn_tp_rank == 0 and parallel.pp_rank == parallel.pp_size - 1
+    if not config.trace or not writes:
         return None
+    path = Path(config.trace)
+    if parallel.dp_size > 1:
+        path = path.with_name(f"{path.name}.dp{parallel.dp_rank or 0}")
     header = TraceHeader(
         identity=asdict(server_identity(scheduler)),
         limits=server_limits(scheduler),
         started_unix_s=scheduler.echo_wall_clock(),
     )
     file = RotatingFile(
-        Path(config.trace),
+        path,
         lambda: json.dumps(header.to_json_values()),
         max_bytes=int(config.trace_mb * BYTES_PER_MB),
         max_files=config.trace_files,
