@@ -12,6 +12,8 @@ Array = NDArray[np.float64]
 
 PROFILE_PRIOR = 4.0
 """Iterations that the last weight of the profile counts like against new ones."""
+NEWEST = 24
+"""Iterations of each regime that set the pace."""
 
 
 class _Window:
@@ -36,6 +38,10 @@ class _Window:
 
     def scale_older(self, factor: float, *, newer: int) -> None:
         self._seconds[self._start : max(self._end - newer, self._start)] *= factor
+
+    def newest(self, count: int) -> tuple[Array, Array]:
+        kept = slice(max(self._start, self._end - count), self._end)
+        return self._rows[kept], self._seconds[kept]
 
     def values(self) -> tuple[Array, Array]:
         kept = slice(self._start, self._end)
@@ -102,8 +108,23 @@ class LiveFit:
             solution, _ = nnls(lower.T, np.linalg.solve(lower, target / scale))
         except (np.linalg.LinAlgError, RuntimeError):
             return None
-        weights = solution / scale
+        weights = self._at_present_pace(solution / scale)
         return tuple(weights.tolist()) if np.isfinite(weights).all() and weights.any() else None
+
+    def _at_present_pace(self, weights: Array) -> Array:
+        """Scaled so that the newest iterations are neither over- nor under-predicted.
+
+        What a server costs changes as a whole (clocks, neighbours) sooner than in its parts,
+        and the windows are long so that the parts can be told apart.
+        """
+        newest = [window.newest(NEWEST) for window in self._windows.values()]
+        rows = np.concatenate([rows for rows, _ in newest])
+        seconds = np.concatenate([seconds for _, seconds in newest])
+        predicted = rows @ weights
+        known = predicted > 0.0
+        if not known.any():
+            return weights
+        return np.asarray(weights * np.median(seconds[known] / predicted[known]))
 
     def _normal_equations(self) -> tuple[Array, Array]:
         gram: Array | float = 0.0

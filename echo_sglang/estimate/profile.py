@@ -128,8 +128,15 @@ class Profile:
             )
 
     def age_days(self, today: str) -> int:
-        """Days from its creation to `today`, a date such as 2026-01-31."""
-        return int((np.datetime64(today, "D") - np.datetime64(self.provenance.created, "D")) // 1)
+        """Days from its creation to `today`, a date such as 2026-01-31.
+
+        Raises ProfileError if either is no date.
+        """
+        try:
+            end, start = np.datetime64(today, "D"), np.datetime64(self.provenance.created, "D")
+        except ValueError as error:
+            raise ProfileError(f"profile's age: {error}; dates are written YYYY-MM-DD") from error
+        return int((end - start).astype(int))
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -162,7 +162,22 @@ class StepTimeFitter:
             self._restart(drift_ratio)
         due = self._refit_every if self._model.trained else 1
         if self._since_fit >= due and self._observed >= self._min_samples:
-            self._fit()
+            self.refit()
+
+    def refit(self) -> None:
+        """Fit anew to what was measured. `observe` does so when it is due."""
+        early = self._observed < 4 * self._min_samples
+        if early and self._live.one_sided and not self._model.trained:
+            return
+        weights = self._live.weights(self._model.fitted_weight)
+        self._since_fit = 0
+        if weights is None:
+            return
+        if self._profile is None:
+            self._model = replace(self._model, weights_s=weights)
+        else:
+            live = weights[:NUM_FEATURES] if any(weights[:NUM_FEATURES]) else ()
+            self._model = replace(self._model, weights_s=live, fitted_weight=weights[-1])
 
     def median_abs_error(self) -> float | None:
         """Median of |predicted / measured - 1| over the last windows; None while untrained."""
@@ -190,7 +205,7 @@ class StepTimeFitter:
         self._live.scale_older(drift_ratio, newer=newer)
         weight = self._model.fitted_weight * drift_ratio
         self._model = replace(self._model, fitted_weight=weight)
-        self._fit()
+        self.refit()
         self._health.forget_drift()
 
     def _note(self, shape: BatchShape) -> None:
@@ -204,17 +219,3 @@ class StepTimeFitter:
             decode_log_factor=self._factors[Regime.DECODE].log_factor,
             mixed_log_factor=self._factors[Regime.MIXED].log_factor,
         )
-
-    def _fit(self) -> None:
-        early = self._observed < 4 * self._min_samples
-        if early and self._live.one_sided and not self._model.trained:
-            return
-        weights = self._live.weights(self._model.fitted_weight)
-        self._since_fit = 0
-        if weights is None:
-            return
-        if self._profile is None:
-            self._model = replace(self._model, weights_s=weights)
-        else:
-            live = weights[:NUM_FEATURES] if any(weights[:NUM_FEATURES]) else ()
-            self._model = replace(self._model, weights_s=live, fitted_weight=weights[-1])
