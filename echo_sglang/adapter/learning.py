@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -11,10 +12,13 @@ from echo_sglang.adapter.profiles import ServerProfile
 from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.adapter.step_timer import LaunchedStep, StepTimer, batch_shape
 from echo_sglang.adapter.step_tracer import StepTracer
+from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.plan import StepPlan
 from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments
 from echo_sglang.policy.attainment import AttainmentWindow
+
+logger = logging.getLogger(__name__)
 
 RELEASE_COUNTERS = ("rows_released", "rows_released_for_decode_memory", "chunks_released")
 
@@ -29,6 +33,7 @@ class StepLearning(ClockedScheduler):
     server_profile: ServerProfile | None = None
     step_timer: StepTimer
     step_tracer: StepTracer | None = None
+    echo_coverage: float = 0.95
     attainment: AttainmentWindow
     instruments: Instruments
     echo_counters: dict[str, int]
@@ -85,11 +90,22 @@ class StepLearning(ClockedScheduler):
             self.step_tracer.record(measured)
         shape = measured.launched.shape
         if shape.has_extend or shape.decode_rows:
-            self.fitter.observe(shape, measured.step_s)
+            self._observe(shape, measured.step_s)
             self.instruments.step(shape, measured.step_s, reason=measured.launched.reason)
         if now_s - self._step_times_told_s >= STEP_TIMES_EVERY_S:
             self._step_times_told_s = now_s
             self.instruments.step_times(self.fitter.status)
+
+    def _observe(self, shape: BatchShape, seconds: float) -> None:
+        """Teach the model. One that fails is replaced by one that knows nothing: safe mode."""
+        try:
+            self.fitter.observe(shape, seconds)
+        except Exception:
+            logger.exception(
+                "the step-time model failed at %s, %s s; learning anew", shape, seconds
+            )
+            self.fitter = StepTimeFitter(coverage=self.echo_coverage)
+            self._count("step_time_model_failures", 1)
 
     def _released(self) -> int:
         """Offline rows and half-done prompts that gave way since the start."""

@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache, EvictParams,
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from echo_sglang.adapter.eviction_meter import EvictionMeter
+from echo_sglang.adapter.learning import StepLearning
 from echo_sglang.adapter.step_facts import step_facts
 from echo_sglang.adapter.step_timer import LaunchedStep, StepTimer, batch_shape
 from echo_sglang.adapter.step_trace import StepTraceWriter
@@ -94,6 +95,32 @@ def test_a_synchronous_device_is_done_before_its_iteration_is() -> None:
     measured = timer.ended(4.0)
     assert measured is not None
     assert (measured.step_s, measured.device_s) == (0.75, 0.5)
+
+
+class BrokenFitter:
+    """A model whose fit raises, as one of a numerical library may."""
+
+    def observe(self, shape: BatchShape, seconds: float) -> None:
+        raise RuntimeError("did not converge")
+
+
+def test_a_model_that_fails_is_replaced_and_the_scheduler_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    counted: list[tuple[str, int]] = []
+    scheduler: Any = SimpleNamespace(
+        fitter=BrokenFitter(),
+        echo_coverage=0.9,
+        _count=lambda name, amount: counted.append((name, amount)),
+    )
+    StepLearning._observe(scheduler, SHAPE, 0.1)
+    assert counted == [("step_time_model_failures", 1)]
+    assert "did not converge" in caplog.text
+    assert not scheduler.fitter.model.trained
+    for _ in range(80):
+        StepLearning._observe(scheduler, SHAPE, 0.1)
+    assert scheduler.fitter.model.predict(SHAPE) == pytest.approx(0.1, rel=0.05)
+    assert len(counted) == 1
 
 
 # ------------------------------------------------------------------------------------- facts
