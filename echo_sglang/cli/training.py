@@ -68,7 +68,7 @@ def train(
     )
     _write(output, profile.to_json())
     plot_path = output.with_suffix(".png") if plot is None else plot
-    plotted = plot_predictions(training.model, samples, plot_path, title=str(trace))
+    plotted = plot_predictions(training.model, samples, plot_path, title=_caption(profile))
     written: dict[str, Any] = {
         "profile": str(output),
         "plot": str(plot_path) if plotted else None,
@@ -93,6 +93,16 @@ def project_version() -> str:
     except (OSError, subprocess.CalledProcessError):
         return f"version {metadata.version('echo-sglang')}"
     return done.stdout.strip()
+
+
+def _caption(profile: Profile) -> str:
+    """One line under which the plot may be shown: where its figures come from."""
+    identity, provenance = profile.identity, profile.provenance
+    return (
+        f"{identity.hardware}; {identity.model}, {identity.dtype}, tp {identity.tp_size}; "
+        f"sglang {identity.sglang_version}; {provenance.samples} iterations, those fitted too; "
+        f"commit {provenance.commit[:10]}; seed {provenance.seed}"
+    )
 
 
 def _write(path: Path, text: str) -> None:
