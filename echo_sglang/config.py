@@ -120,6 +120,30 @@ class EchoConfig:
     decision_log_size: int = _option(
         "--echo-decision-log-size", 4096, "decisions kept in memory for status and dumps"
     )
+    profile: str = _option(
+        "--echo-profile",
+        "",
+        "step-time profile made with echo-sglang train on this hardware and model; empty for none",
+    )
+    profile_force: bool = _option(
+        "--echo-profile-force",
+        False,
+        "use --echo-profile although it was made on other hardware, model or flags",
+    )
+    trace: str = _option(
+        "--echo-trace",
+        "",
+        "file that every iteration is recorded in, as JSON lines, for echo-sglang train; "
+        "empty for none",
+    )
+    trace_mb: float = _option(
+        "--echo-trace-mb",
+        64.0,
+        "megabytes after which that file becomes PATH.1 and a new one begins",
+    )
+    trace_files: int = _option(
+        "--echo-trace-files", 4, "files of a step trace kept, the newest included"
+    )
 
     def __post_init__(self) -> None:
         self._require("slo_ttft_ms", self.slo_ttft_ms > 0, "above 0")
@@ -138,6 +162,8 @@ class EchoConfig:
         self._require("max_offline_wait_s", self.max_offline_wait_s > 0, "above 0")
         self._require("max_pooled", self.max_pooled >= 1, "1 or more")
         self._require("decision_log_size", self.decision_log_size >= 1, "1 or more")
+        self._require("trace_mb", self.trace_mb >= 0.1, "0.1 or more")
+        self._require("trace_files", self.trace_files >= 1, "1 or more")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         value = getattr(self, name)
@@ -189,12 +215,16 @@ class EchoConfig:
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add one flag per field."""
         for option in dataclasses.fields(cls):
+            flag, text = option.metadata["flag"], option.metadata["help"]
+            if isinstance(option.default, bool):
+                parser.add_argument(flag, dest=option.name, action="store_true", help=text)
+                continue
             parser.add_argument(
-                option.metadata["flag"],
+                flag,
                 dest=option.name,
                 type=type(option.default),
                 default=option.default,
-                help=f"{option.metadata['help']} (default: {option.default!r})",
+                help=f"{text} (default: {option.default!r})",
             )
 
     @classmethod

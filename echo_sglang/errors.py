@@ -4,7 +4,9 @@ EchoError
 ├── ConfigError           a flag or environment value is not allowed
 ├── RequestError          a request field is not allowed (answered with HTTP 400)
 ├── IncompatibleError     this SGLang (version, patches, seams) or model cannot be served
+├── ServerError           a running server cannot do what a command needs of it
 ├── TraceError            a decision log or step trace cannot be read
+├── ProfileError          a step-time profile cannot be made, read or used here
 └── WorkloadError         a workload description is empty, unordered or malformed
 
 Messages say what was given, what is allowed and what to do.
@@ -33,8 +35,16 @@ class IncompatibleError(EchoError):
     """The installed SGLang or the chosen model cannot be served by this release."""
 
 
+class ServerError(EchoError):
+    """A running server cannot do what a command needs of it."""
+
+
 class TraceError(EchoError):
     """A decision log or step trace cannot be read."""
+
+
+class ProfileError(EchoError):
+    """A step-time profile cannot be made from these samples, read, or used on this server."""
 
 
 class WorkloadError(EchoError):

@@ -61,6 +61,10 @@ def main(argv: list[str]) -> int:
     try:
         choose_platform()
         config = None if known.echo_off else EchoConfig.from_arguments(vars(known))
+        if config is not None:
+            from echo_sglang.adapter.start_files import check_files
+
+            check_files(config)
         wanted = [] if known.echo_off else wanted_flags(known, os.environ)
         return serve(config, with_flags(sglang_args, wanted))
     except EchoError as error:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from echo_sglang.domain.batch import BatchShape
+from echo_sglang.estimate.health import StepTimeStatus
 from echo_sglang.policy.attainment import OnlineProgress
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,9 @@ class Instrument(Protocol):
 
     def count(self, name: str, amount: int) -> None:
         """A named event happened `amount` times."""
+
+    def step_times(self, status: StepTimeStatus) -> None:
+        """How the step-time model fares; every some seconds."""
 
 
 class Instruments:
@@ -46,6 +51,12 @@ class Instruments:
     def count(self, name: str, amount: int) -> None:
         """See `Instrument.count`."""
         self._call(lambda i: i.count(name, amount))
+
+    def step_times(self, status: Callable[[], StepTimeStatus]) -> None:
+        """See `Instrument.step_times`; `status` is asked only if there is an instrument."""
+        if self._instruments:
+            found = status()
+            self._call(lambda i: i.step_times(found))
 
     def _call(self, report: Callable[[Instrument], None]) -> None:
         for instrument in list(self._instruments):
@@ -79,6 +90,27 @@ class PrometheusInstrument:
         self._events = prometheus.Counter(
             "echo:events_total", "Releases, finished offline work and its tokens", ["event"]
         )
+        self._add_step_time_gauges(partial(prometheus.Gauge, multiprocess_mode="mostrecent"))
+
+    def _add_step_time_gauges(self, gauge: Callable[..., Any]) -> None:
+        self._error = gauge(
+            "echo:step_time_error",
+            "Quantiles of |predicted / measured - 1|",
+            ["regime", "quantile"],
+        )
+        self._bias = gauge("echo:step_time_bias", "Mean of predicted / measured - 1", ["regime"])
+        self._under = gauge(
+            "echo:step_time_under_prediction_rate", "Share longer than predicted", ["regime"]
+        )
+        self._coverage = gauge(
+            "echo:step_time_coverage", "Share within the upper bound", ["regime"]
+        )
+        self._drift = gauge(
+            "echo:step_time_drift_ratio", "Worst measured over predicted time, or its inverse"
+        )
+        self._safe_mode = gauge(
+            "echo:step_time_safe_mode", "1 while the step-time model is not relied on"
+        )
 
     def step(self, shape: BatchShape, seconds: float, *, reason: str) -> None:
         """See `Instrument.step`."""
@@ -96,6 +128,24 @@ class PrometheusInstrument:
     def count(self, name: str, amount: int) -> None:
         """See `Instrument.count`."""
         self._events.labels(name).inc(amount)
+
+    def step_times(self, status: StepTimeStatus) -> None:
+        """See `Instrument.step_times`."""
+        for report in status.regimes:
+            regime = report.regime
+            for quantile, error in (
+                ("0.5", report.p50_error),
+                ("0.9", report.p90_error),
+                ("0.95", report.p95_error),
+                ("0.99", report.p99_error),
+            ):
+                self._error.labels(regime, quantile).set(error)
+            self._bias.labels(regime).set(report.signed_bias)
+            self._under.labels(regime).set(report.under_prediction_rate)
+            self._coverage.labels(regime).set(report.coverage)
+        if status.drift_ratio is not None:
+            self._drift.set(status.drift_ratio)
+        self._safe_mode.set(0 if status.safe_mode is None else 1)
 
 
 def prometheus_instruments(*, enabled: bool) -> Instruments:

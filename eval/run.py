@@ -1,4 +1,4 @@
-"""Run an experiment: `python eval/run.py foundation`. Results go to results/<name>/."""
+"""Run an experiment, such as `python eval/run.py foundation`. Results go to results/<name>/."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from echo_sglang.errors import EchoError
-from eval import foundation, kv_demand
+from echo_sglang.errors import EchoError, WorkloadError
+from eval import foundation, kv_demand, step_time
 from eval.contenders import CONFIGS
 from eval.harness.report import text_table
 from eval.harness.server import REPOSITORY, default_model_path, exit_on_sigterm
@@ -44,7 +45,38 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--platform", default="echo_cpu", help="SGLANG_PLATFORM of all servers")
     command.add_argument("--echo-flags", default="", help="further flags of the Echo server")
     kv_demand.add_command(commands)
+    _add_step_time(commands)
     return parser
+
+
+def _add_step_time(commands: Any) -> None:
+    command = commands.add_parser("step-time", help="step-time estimation on measured GPU tables")
+    command.add_argument("--seeds", default="1,2,3", help="comma-separated (%(default)s)")
+    command.add_argument("--samples", type=int, default=6000, help="random batches (%(default)s)")
+    command.add_argument(
+        "--kernels", type=Path, action="append", help="LLMServingSim folder of a GPU; repeatable"
+    )
+    command.add_argument(
+        "--operators", type=Path, action="append", help="aiconfigurator folder; repeatable"
+    )
+    command.add_argument("--name", default="step-time", help="result folder below results/")
+
+
+def run_step_time(arguments: argparse.Namespace) -> int:
+    """Estimate step times of the tables given, by default of those beside the project."""
+    given = arguments.kernels or arguments.operators
+    plan = step_time.Plan(
+        results=REPOSITORY / "results" / arguments.name,
+        kernels=tuple(arguments.kernels or (() if given else step_time.default_kernels())),
+        operators=tuple(arguments.operators or (() if given else step_time.default_operators())),
+        seeds=tuple(int(seed) for seed in arguments.seeds.split(",")),
+        samples=arguments.samples,
+    )
+    if not plan.kernels and not plan.operators:
+        raise WorkloadError("no GPU tables beside the project; give --kernels or --operators")
+    print(f"\n{step_time.text(step_time.run(plan))}\n")
+    print(f"written to {plan.results.relative_to(REPOSITORY)}/")
+    return 0
 
 
 def plan_from(arguments: argparse.Namespace) -> foundation.Plan:
@@ -75,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.experiment == "kv-demand":
             return kv_demand.main(arguments)
+        if arguments.experiment == "step-time":
+            return run_step_time(arguments)
         plan = plan_from(arguments)
         table = foundation.run(plan)
     except (EchoError, ValueError) as error:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 from echo_sglang.adapter.clock import ClockedScheduler
 from echo_sglang.adapter.demand import note_length
+from echo_sglang.adapter.profiles import ServerProfile
 from echo_sglang.adapter.requests import EchoReq
-from echo_sglang.adapter.step_timer import StepTimer, batch_shape
+from echo_sglang.adapter.step_timer import LaunchedStep, StepTimer, batch_shape
+from echo_sglang.adapter.step_tracer import StepTracer
+from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.plan import StepPlan
 from echo_sglang.estimate.output_length import OutputLengths
 from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments
 from echo_sglang.policy.attainment import AttainmentWindow
+
+logger = logging.getLogger(__name__)
+
+RELEASE_COUNTERS = ("rows_released", "rows_released_for_decode_memory", "chunks_released")
+
+STEP_TIMES_EVERY_S = 5.0
+"""How often the errors of the step-time model are summed up for metrics; it takes about 1 ms."""
 
 
 class StepLearning(ClockedScheduler):
@@ -22,22 +33,37 @@ class StepLearning(ClockedScheduler):
 
     fitter: StepTimeFitter
     output_lengths: OutputLengths
+    server_profile: ServerProfile | None = None
     step_timer: StepTimer
+    step_tracer: StepTracer | None = None
+    echo_coverage: float = 0.95
     attainment: AttainmentWindow
     instruments: Instruments
     echo_counters: dict[str, int]
     device_is_synchronous: bool
     _plan: StepPlan
     _decided_s: float
+    _device_end_s: float = 0.0
+    _step_times_told_s: float = 0.0
 
     def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
         """Note what the device was given."""
         shape = batch_shape(batch)
-        if shape is not None:
-            self.step_timer.launched(shape, self._decided_s)
+        launched_s = self.echo_clock()
         result = super().run_batch(batch, *args, **kwargs)
-        if shape is not None and self.device_is_synchronous and self.enable_overlap:
-            self._learn(self.echo_clock())
+        tracer = self.step_tracer
+        step = LaunchedStep(
+            shape=shape,
+            decided_s=self._decided_s,
+            launched_s=launched_s,
+            reason=self._plan.reason.value,
+            facts=None if tracer is None else tracer.facts(batch, shape, result, self._released()),
+        )
+        self.step_timer.launched(step)
+        if self.device_is_synchronous:
+            self._device_end_s = self.echo_clock()
+            if self.enable_overlap:
+                self._learn(self._device_end_s)
         return result
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
@@ -49,15 +75,44 @@ class StepLearning(ClockedScheduler):
         super().process_batch_result(batch, result)
         now_s = self.echo_clock()
         if self.device_is_synchronous and not self.enable_overlap:
-            self._learn(now_s)
+            self._learn(now_s, device_end_s=self._device_end_s)
         for req in batch.reqs:
             self._note_progress(req, now_s)
 
-    def _learn(self, now_s: float) -> None:
-        measured = self.step_timer.ended(now_s)
-        if measured is not None:
-            self.fitter.observe(*measured)
-            self.instruments.step(*measured, reason=self._plan.reason.value)
+    def on_idle(self) -> None:
+        """Let the step trace be written up to here."""
+        super().on_idle()
+        if self.step_tracer is not None:
+            self.step_tracer.flush()
+
+    def _learn(self, now_s: float, *, device_end_s: float | None = None) -> None:
+        measured = self.step_timer.ended(now_s, device_end_s=device_end_s)
+        if measured is None:
+            return
+        if self.step_tracer is not None:
+            self.step_tracer.record(measured)
+        shape = measured.launched.shape
+        if shape.has_extend or shape.decode_rows:
+            self._observe(shape, measured.step_s)
+            self.instruments.step(shape, measured.step_s, reason=measured.launched.reason)
+        if now_s - self._step_times_told_s >= STEP_TIMES_EVERY_S:
+            self._step_times_told_s = now_s
+            self.instruments.step_times(self.fitter.status)
+
+    def _observe(self, shape: BatchShape, seconds: float) -> None:
+        """Teach the model. One that fails is replaced by one that knows nothing: safe mode."""
+        try:
+            self.fitter.observe(shape, seconds)
+        except Exception:
+            logger.exception(
+                "the step-time model failed at %s, %s s; learning anew", shape, seconds
+            )
+            self.fitter = StepTimeFitter(coverage=self.echo_coverage)
+            self._count("step_time_model_failures", 1)
+
+    def _released(self) -> int:
+        """Offline rows and half-done prompts that gave way since the start."""
+        return sum(self.echo_counters.get(name, 0) for name in RELEASE_COUNTERS)
 
     def _note_progress(self, req: Req, now_s: float) -> None:
         if not isinstance(req, EchoReq):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
@@ -12,8 +13,10 @@ from echo_sglang.policy.attainment import OnlineProgress
 
 
 class EchoReq(Req):
-    """A request that knows its class. `progress` is set for online ones only, `pooled_at_s`
-    once an offline one was admitted: when it came, should it have to wait again.
+    """A request that knows its class: `is_offline` for service tier "flex".
+
+    `progress` is set for online ones only, `pooled_at_s` once an offline one was admitted:
+    when it came, should it have to wait again.
 
     Source of the base: sglang/srt/managers/schedule_batch.py::Req, built through the
     extension point `Scheduler._create_generation_req`.
@@ -22,19 +25,21 @@ class EchoReq(Req):
     def __init__(self, *args: Any, tag: RequestTag, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tag = tag
+        # Plain attributes, since every iteration asks every row.
+        self.is_offline = tag.service_class is ServiceClass.OFFLINE
         self.progress: OnlineProgress | None = None
         self.cached_tokens_at_arrival = 0
         self.pooled_at_s: float | None = None
 
-    @property
-    def is_offline(self) -> bool:
-        """True for service tier "flex"."""
-        return self.tag.service_class is ServiceClass.OFFLINE
-
 
 def is_offline(req: Req) -> bool:
     """True for an offline request; requests that Echo did not create are online."""
-    return isinstance(req, EchoReq) and req.is_offline
+    return getattr(req, "is_offline", False)
+
+
+def num_offline(reqs: Iterable[Req]) -> int:
+    """How many of them are offline requests; quick, for whole batches."""
+    return [getattr(req, "is_offline", False) for req in reqs].count(True)
 
 
 def tag_of(recv_req: TokenizedGenerateReqInput) -> RequestTag:

@@ -23,12 +23,14 @@ from echo_sglang.adapter.intake import RequestIntake
 from echo_sglang.adapter.learning import StepLearning
 from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
+from echo_sglang.adapter.profiles import profile_for
 from echo_sglang.adapter.release import release_chunk, release_rows
 from echo_sglang.adapter.requests import can_release, is_offline
 from echo_sglang.adapter.routes import DUMP_KEY
 from echo_sglang.adapter.snapshots import take_snapshot
 from echo_sglang.adapter.status import build_status
 from echo_sglang.adapter.step_timer import StepTimer
+from echo_sglang.adapter.step_tracer import make_step_tracer
 from echo_sglang.adapter.tree_core import EchoTreeCore
 from echo_sglang.config import CONFIG_ENV, EchoConfig, EvictionPolicy
 from echo_sglang.domain.plan import ChunkAction, Reason, StepPlan
@@ -72,8 +74,14 @@ class EchoScheduler(RequestIntake, StepLearning):
             PoolSettings(max_wait_s=config.max_offline_wait_s), self._build_req
         )
         self.echo_core = self._attach_core()
-        self.fitter = StepTimeFitter(coverage=config.coverage)
+        self.echo_coverage = config.coverage
+        self.server_profile = profile_for(self, config)
+        self.fitter = StepTimeFitter(
+            start=None if self.server_profile is None else self.server_profile.profile.model,
+            coverage=config.coverage,
+        )
         self.step_timer = StepTimer()
+        self.step_tracer = make_step_tracer(self, config)
         self.bursts = BurstEstimate()
         self.attainment = AttainmentWindow()
         self.decision_log = DecisionLog(config.decision_log_size)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.schedule_batch import Req
 
+from echo_sglang.adapter.identity import server_limits
 from echo_sglang.adapter.requests import is_offline
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ def build_status(scheduler: EchoScheduler) -> dict[str, Any]:
         "requests": _requests(scheduler),
         "memory_tokens": _memory(scheduler),
         "step_time_model": _model(scheduler),
+        "step_trace": None if scheduler.step_tracer is None else scheduler.step_tracer.status(),
+        "limits": server_limits(scheduler),
         "steps": scheduler.echo_step,
         "reasons": dict(scheduler.decision_log.reasons),
         "counters": dict(scheduler.echo_counters),
@@ -70,12 +74,16 @@ def _protected(scheduler: EchoScheduler) -> int:
 
 
 def _model(scheduler: EchoScheduler) -> dict[str, Any]:
-    model = scheduler.fitter.model
+    model, status = scheduler.fitter.model, scheduler.fitter.status()
     return {
         "trained": model.trained,
         "samples": model.samples,
+        "profile": None if scheduler.server_profile is None else scheduler.server_profile.state,
+        "safe_mode": status.safe_mode,
+        "drift_ratio": status.drift_ratio,
         "median_abs_error": scheduler.fitter.median_abs_error(),
         "largest_extend_tokens": model.largest_extend_tokens,
+        "regimes": {report.regime: asdict(report) for report in status.regimes},
     }
 
 

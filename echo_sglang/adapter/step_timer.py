@@ -7,15 +7,36 @@ from dataclasses import dataclass
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
+from echo_sglang.adapter.step_facts import StepFacts
 from echo_sglang.domain.batch import BatchShape
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """An iteration on the device: what it computes and when it was decided."""
+    """An iteration on the device: what it computes, and when it was decided and launched.
+
+    reason: of its plan. facts: what only the step trace wants to know, if there is one.
+    """
 
     shape: BatchShape
     decided_s: float
+    launched_s: float
+    reason: str
+    facts: StepFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredStep:
+    """An iteration that ended.
+
+    step_s: from its decision, or the end of the one before if later, to its end: what the
+    step-time model learns. device_s: the same from its launch.
+    """
+
+    launched: LaunchedStep
+    ended_s: float
+    step_s: float
+    device_s: float
 
 
 class StepTimer:
@@ -31,18 +52,28 @@ class StepTimer:
         self._launched: deque[LaunchedStep] = deque()
         self._last_end_s = 0.0
 
-    def launched(self, shape: BatchShape, decided_s: float) -> None:
+    def launched(self, step: LaunchedStep) -> None:
         """One batch was handed to the device."""
-        self._launched.append(LaunchedStep(shape, decided_s))
+        self._launched.append(step)
 
-    def ended(self, now_s: float) -> tuple[BatchShape, float] | None:
-        """The oldest launched batch ended at `now_s`: (shape, seconds it took)."""
+    def ended(self, now_s: float, *, device_end_s: float | None = None) -> MeasuredStep | None:
+        """The oldest launched batch ended at `now_s`.
+
+        device_end_s: when the device was done, where that was seen earlier than the end of
+        the whole iteration; then the device was not used in between either.
+        """
         if not self._launched:
             return None
         step = self._launched.popleft()
-        start_s = max(step.decided_s, self._last_end_s)
+        device_end_s = now_s if device_end_s is None else device_end_s
+        measured = MeasuredStep(
+            launched=step,
+            ended_s=now_s,
+            step_s=now_s - max(step.decided_s, self._last_end_s),
+            device_s=device_end_s - max(step.launched_s, self._last_end_s),
+        )
         self._last_end_s = now_s
-        return step.shape, now_s - start_s
+        return measured
 
     def in_flight(self) -> LaunchedStep | None:
         """The newest batch whose result was not seen yet."""
@@ -57,14 +88,14 @@ class StepTimer:
         return max(predicted_s - (now_s - start_s), 0.0)
 
 
-def batch_shape(batch: ScheduleBatch) -> BatchShape | None:
-    """The sums of one batch; None for one that computes no token (idle)."""
+def batch_shape(batch: ScheduleBatch) -> BatchShape:
+    """The sums of one batch that is about to run; all zero for an idle one."""
     if batch.forward_mode.is_decode():
         return BatchShape(
             decode_rows=len(batch.reqs), decode_kv_tokens=int(batch.seq_lens_cpu.sum())
         )
     if not batch.forward_mode.is_extend():
-        return None
+        return BatchShape()
     num_decode = len(batch.decoding_reqs) if batch.decoding_reqs else 0
     num_extend = len(batch.reqs) - num_decode
     extends = batch.extend_lens[:num_extend]
@@ -74,5 +105,7 @@ def batch_shape(batch: ScheduleBatch) -> BatchShape | None:
         extend_pairs=sum(e * p for e, p in zip(extends, prefixes, strict=True)),
         extend_square=sum(e * e for e in extends),
         decode_rows=num_decode,
-        decode_kv_tokens=sum(batch.prefix_lens[num_extend:]),
+        # A row's prefix in a mixed batch lacks the token it computes, `seq_lens_cpu` has it.
+        decode_kv_tokens=sum(batch.prefix_lens[num_extend:]) + num_decode,
+        extend_prefix_tokens=sum(prefixes),
     )

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Regime(StrEnum):
+    """Kinds of iterations that cost differently: prompts only, decode only, both."""
+
+    EXTEND = "extend"
+    DECODE = "decode"
+    MIXED = "mixed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +24,8 @@ class BatchShape:
     extend_square: sum over prefilling requests of chunk * chunk (attention within the chunk).
     decode_rows: rows that produce one token each.
     decode_kv_tokens: KV tokens those rows attend to.
+    extend_prefix_tokens: sum over prefilling requests of the prefix: KV tokens read however
+    short the chunk. 0 when not known.
     """
 
     extend_tokens: int = 0
@@ -21,11 +33,19 @@ class BatchShape:
     extend_square: int = 0
     decode_rows: int = 0
     decode_kv_tokens: int = 0
+    extend_prefix_tokens: int = 0
 
     @property
     def has_extend(self) -> bool:
         """True for a prefill or mixed batch."""
         return self.extend_tokens > 0
+
+    @property
+    def regime(self) -> Regime:
+        """Which kind of iteration this is; an empty batch counts as decode."""
+        if not self.extend_tokens:
+            return Regime.DECODE
+        return Regime.MIXED if self.decode_rows else Regime.EXTEND
 
     def with_chunk(self, chunk_tokens: int, prefix_tokens: int) -> BatchShape:
         """This batch plus one request that computes `chunk_tokens` after `prefix_tokens`."""
@@ -35,4 +55,18 @@ class BatchShape:
             extend_square=self.extend_square + chunk_tokens * chunk_tokens,
             decode_rows=self.decode_rows,
             decode_kv_tokens=self.decode_kv_tokens,
+            extend_prefix_tokens=self.extend_prefix_tokens + prefix_tokens,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StepSample:
+    """One measured iteration: what it computed and the seconds it took."""
+
+    shape: BatchShape
+    seconds: float
+
+    @property
+    def usable(self) -> bool:
+        """False for a time that cannot be: not finite or not positive."""
+        return math.isfinite(self.seconds) and self.seconds > 0.0

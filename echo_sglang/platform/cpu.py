@@ -14,6 +14,7 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
+from echo_sglang.platform import device_timer
 from echo_sglang.platform.threads import limit_spinning
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ class EchoCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return "native"
 
     def init_backend(self) -> None:
-        """Register the attention backend in a worker process, once its modules are loaded."""
+        """Register attention backend and timer in a worker process, its modules loaded."""
         from sglang.srt.layers.attention import attention_registry
 
+        device_timer.install()
         attention_registry.register_attention_backend(ATTENTION_BACKEND)(_create_attention_backend)
 
     def get_compile_backend(self, mode: str | None = None) -> str:

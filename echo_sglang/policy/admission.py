@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import OfflineCandidate
-from echo_sglang.policy.iteration import Iteration
+from echo_sglang.policy.iteration import Iteration, largest
 from echo_sglang.policy.settings import CoschedulerSettings
 
 
@@ -52,15 +52,18 @@ class Admission:
         limit_s = self.settings.decode_share * self.settings.slo.tpot_slo_s
         rows = decode.decode_rows
         mean_kv = decode.decode_kv_tokens // rows if rows else 0
-        room = 0
-        while room < min(slots, len(snapshot.candidates)):
+        guarded = snapshot.online.rows > 0
+
+        def fits(more: int) -> bool:
             grown = BatchShape(
-                decode_rows=rows + room + 1,
-                decode_kv_tokens=decode.decode_kv_tokens + (room + 1) * mean_kv,
+                decode_rows=rows + more,
+                decode_kv_tokens=decode.decode_kv_tokens + more * mean_kv,
             )
-            if model.predict(grown) > limit_s:
-                break
-            room += 1
+            if guarded and model.extrapolates(grown):
+                return False
+            return model.predict(grown) <= limit_s
+
+        room = largest(min(slots, len(snapshot.candidates)), fits)
         return max(room, 1 if rows == 0 and slots > 0 else 0)
 
     def memory_room(self) -> int:

@@ -195,6 +195,8 @@ class _Step:
         both = [*work, *((c.extend_tokens, c.prefix_tokens) for c in candidates)]
         known = max(self.iteration.known_tokens(), plan.chunk_tokens)
         tokens = min(self.iteration.largest_chunk(both, budget_s), known)
+        if snapshot.online.rows:
+            tokens = self.iteration.known_chunk(both, tokens)
         share = tokens - plan.chunk_tokens
         if share < self.settings.min_chunk_tokens:
             return plan
@@ -226,6 +228,7 @@ class _Step:
         if not self.snapshot.online.rows:
             # Nobody is delayed now, and a model that is wrong is corrected only by running.
             return max(tokens, least)
+        tokens = iteration.known_chunk(work, tokens)
         if tokens < least:
             return 0
         efficient = iteration.is_efficient(work, tokens, settings.min_chunk_efficiency)

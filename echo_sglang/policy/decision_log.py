@@ -1,7 +1,8 @@
 """A bounded log of decisions that can be read by people and replayed by tests.
 
 A record holds the very values that `decide` got and gave; keeping them costs a reference,
-text is made only when a dump is asked for.
+text is made only when a dump is asked for. What a profile brings to a model is large and the
+same in many decisions: it is written once, where first needed, and referred to by number.
 """
 
 from __future__ import annotations
@@ -24,12 +25,19 @@ from echo_sglang.domain.snapshot import (
 )
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.errors import TraceError
+from echo_sglang.estimate.fitted import FittedTimes
+from echo_sglang.estimate.plain import (
+    fitted_from_plain,
+    fitted_to_plain,
+    model_from_plain,
+    model_to_plain,
+)
 from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +74,17 @@ class DecisionLog:
         return [_summary(decision) for decision in list(self._decisions)[-count:]]
 
     def lines(self, settings: CoschedulerSettings) -> Iterator[str]:
-        """JSON lines: a header with the settings, then one decision each."""
+        """JSON lines: a header with the settings, then decisions and the fits they refer to."""
         yield json.dumps({"schema": SCHEMA_VERSION, "settings": asdict(settings)})
+        # By identity: equal fits of two profiles may be written twice, never confused.
+        numbers: dict[int, int] = {}
         for decision in self._decisions:
-            yield json.dumps(asdict(decision), default=str)
+            fitted = decision.model.fitted
+            if fitted is not None and id(fitted) not in numbers:
+                numbers[id(fitted)] = len(numbers)
+                yield json.dumps({"fit": numbers[id(fitted)], "fitted": fitted_to_plain(fitted)})
+            number = None if fitted is None else numbers[id(fitted)]
+            yield json.dumps(_record(decision, number), default=str)
 
 
 def read_decisions(lines: Iterable[str]) -> tuple[CoschedulerSettings, list[Decision]]:
@@ -79,13 +94,16 @@ def read_decisions(lines: Iterable[str]) -> tuple[CoschedulerSettings, list[Deci
     """
     settings: CoschedulerSettings | None = None
     decisions: list[Decision] = []
+    fits: dict[int, FittedTimes] = {}
     for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(line)
             if settings is None:
                 settings = _settings(values)
+            elif "fitted" in values:
+                fits[values["fit"]] = fitted_from_plain(values["fitted"])
             else:
-                decisions.append(_decision(values))
+                decisions.append(_decision(values, fits))
         except (KeyError, TypeError, ValueError) as error:
             raise TraceError(
                 f"decision log line {number}: {error!r}; expected what schema "
@@ -121,11 +139,19 @@ def _settings(values: dict[str, Any]) -> CoschedulerSettings:
     return CoschedulerSettings(**fields | {"slo": SloSettings(**fields["slo"])})
 
 
-def _decision(values: dict[str, Any]) -> Decision:
-    model = values["model"]
+def _record(decision: Decision, fit: int | None) -> dict[str, Any]:
+    return {
+        "snapshot": asdict(decision.snapshot),
+        "model": model_to_plain(decision.model) | {"fit": fit},
+        "plan": asdict(decision.plan),
+    }
+
+
+def _decision(values: dict[str, Any], fits: dict[int, FittedTimes]) -> Decision:
+    fit = values["model"]["fit"]
     return Decision(
         snapshot=_snapshot(values["snapshot"]),
-        model=StepTimeModel(**model | {"weights_s": tuple(model["weights_s"])}),
+        model=model_from_plain(values["model"], None if fit is None else fits[fit]),
         plan=_plan(values["plan"]),
     )
 

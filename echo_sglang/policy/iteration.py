@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import Snapshot
@@ -21,11 +21,21 @@ def total_tokens(work: Work) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """The iteration being planned. decode: its rows that produce one token each."""
+    """The iteration being planned.
+
+    decode: its rows that produce one token each. decode_s: the time they take alone.
+    """
 
     snapshot: Snapshot
     model: StepTimeModel
     decode: BatchShape
+    decode_s: float = field(init=False)
+    _answers: dict[tuple[tuple[tuple[int, int], ...], float], int] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decode_s", self.model.upper(self.decode))
 
     def seconds(self, work: Work, tokens: int) -> float:
         """Upper bound of the time until every online row has its next token.
@@ -34,25 +44,23 @@ class Iteration:
         follow the prefill counts too.
         """
         if tokens <= 0:
-            return self.model.upper(self.decode)
+            return self.decode_s
         if self.snapshot.mixed:
             return self.model.upper(_with_work(self.decode, work, tokens))
         prefill_s = self.model.upper(_with_work(BatchShape(), work, tokens))
-        return prefill_s + (self.model.upper(self.decode) if self.decode.decode_rows else 0.0)
+        return prefill_s + (self.decode_s if self.decode.decode_rows else 0.0)
 
     def largest_chunk(self, work: Work, budget_s: float) -> int:
         """Most prompt tokens of `work`, in order, whose iteration ends within `budget_s`."""
         high = self.chunk_cap(work)
         if math.isinf(budget_s):
             return high
-        low = 0
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.seconds(work, middle) <= budget_s:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        question = (tuple(work), budget_s)
+        if question not in self._answers:  # a decision asks the same more than once
+            self._answers[question] = largest(
+                high, lambda tokens: self.seconds(work, tokens) <= budget_s
+            )
+        return self._answers[question]
 
     def chunk_cap(self, work: Work) -> int:
         """All of `work`, or as much of it as the server prefills at once."""
@@ -61,6 +69,13 @@ class Iteration:
     def known_tokens(self) -> int:
         """Beyond twice the largest prefill measured, nobody is risked on a guess."""
         return max(2 * self.model.largest_extend_tokens, 1)
+
+    def known_chunk(self, work: Work, tokens: int) -> int:
+        """The largest part of `tokens` of `work` whose time is no guess of the model."""
+        base = self.decode if self.snapshot.mixed else BatchShape()
+        return largest(
+            tokens, lambda part: not self.model.extrapolates(_with_work(base, work, part))
+        )
 
     def is_efficient(self, work: Work, tokens: int, share: float) -> bool:
         """False if a chunk's tokens per added second are below `share` of a full chunk's."""
@@ -71,9 +86,24 @@ class Iteration:
         return cost_s * share <= full_cost_s
 
 
+def largest(high: int, holds: Callable[[int], bool]) -> int:
+    """The largest number up to `high` for which `holds`, which once false stays false; else 0."""
+    if high <= 0 or holds(high):
+        return max(high, 0)
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 def _with_work(base: BatchShape, work: Work, tokens: int) -> BatchShape:
     """`base` plus the first `tokens` of `work`."""
     extend_tokens, pairs, square = base.extend_tokens, base.extend_pairs, base.extend_square
+    prefixes = base.extend_prefix_tokens
     left = tokens
     for extend, prefix in work:
         chunk = min(extend, left)
@@ -82,6 +112,7 @@ def _with_work(base: BatchShape, work: Work, tokens: int) -> BatchShape:
         extend_tokens += chunk
         pairs += chunk * prefix
         square += chunk * chunk
+        prefixes += prefix
         left -= chunk
     return BatchShape(
         extend_tokens=extend_tokens,
@@ -89,4 +120,5 @@ def _with_work(base: BatchShape, work: Work, tokens: int) -> BatchShape:
         extend_square=square,
         decode_rows=base.decode_rows,
         decode_kv_tokens=base.decode_kv_tokens,
+        extend_prefix_tokens=prefixes,
     )

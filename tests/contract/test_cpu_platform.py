@@ -211,3 +211,24 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def test_forward_passes_are_timed_without_device_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.observability.forward_pass_metrics import FpmTiming
+    from sglang.srt.utils import device_timer as upstream
+
+    from echo_sglang.platform import device_timer
+
+    monkeypatch.setattr(upstream, "_TimingInterval", upstream._TimingInterval)
+    device_timer.install()
+    reported: list[dict[str, object]] = []
+    spans: list[float | None] = []
+    timer = upstream.DeviceTimer(reporter=lambda **one: reported.append(one))
+    timing = FpmTiming()
+    with timer.capture(timing), timer.wrap(metadata={"category": "decode"}):
+        assert timer.is_active()
+    timing.seal()
+    timing.when_ready(spans.append)
+    assert not timer.is_active()
+    assert [one["category"] for one in reported] == ["decode"]
+    assert spans == [reported[0]["t"]] and spans[0] is not None and spans[0] > 0

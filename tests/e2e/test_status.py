@@ -20,6 +20,8 @@ KV_TOKENS = 2048
 SLOTS = 2
 MAX_POOLED = 3
 
+NONE = type(None)
+
 STATUS_SCHEMA: dict[str, Any] = {
     "enabled": bool,
     "slo": {"ttft_ms": float, "tpot_ms": float},
@@ -43,9 +45,18 @@ STATUS_SCHEMA: dict[str, Any] = {
     "step_time_model": {
         "trained": bool,
         "samples": int,
+        "profile": NONE,
+        "safe_mode": (NONE, str),
+        "drift_ratio": float,
         "median_abs_error": float,
         "largest_extend_tokens": int,
+        "regimes": {
+            "extend": {"samples": int, "p50_error": float, "p99_error": float, "coverage": float},
+            "decode": {"samples": int, "signed_bias": float, "under_prediction_rate": float},
+        },
     },
+    "step_trace": NONE,
+    "limits": {"chunk_tokens": int, "rows": int, "kv_tokens": int, "context_tokens": int},
     "steps": int,
     "reasons": dict,
     "counters": dict,
@@ -142,6 +153,9 @@ def test_prometheus_shows_echos_metrics(served: LiveServer) -> None:
         "echo:online_tpot_seconds_count",
         "echo:online_requests_total",
         "echo:events_total",
+        "echo:step_time_error",
+        "echo:step_time_coverage",
+        "echo:step_time_safe_mode",
     ):
         assert any(sample.startswith(name + "{") for sample in samples) or any(
             sample.startswith(name + " ") for sample in samples

@@ -113,7 +113,7 @@ def models(draw: st.DrawFn) -> StepTimeModel:
             *(0.0, 0.0, 0.0),
             *(1e-7, 1e-7),
             draw(small),
-            *(0.0, 1e-6),
+            *(0.0, 1e-6, 0.0, 0.0),
         ),
         largest_extend_tokens=draw(st.integers(1, 2_000)),
         samples=100,

@@ -19,6 +19,14 @@ def test_flags_given_on_the_command_line_reach_the_configuration() -> None:
     assert config == EchoConfig(slo_ttft_ms=500.0, reserve_tokens=64)
 
 
+def test_a_switch_is_off_until_it_is_given_and_takes_no_value() -> None:
+    parser = argparse.ArgumentParser()
+    EchoConfig.add_arguments(parser)
+    given, absent = parser.parse_args(["--echo-profile-force"]), parser.parse_args([])
+    assert EchoConfig.from_arguments(vars(given)) == EchoConfig(profile_force=True)
+    assert EchoConfig.from_arguments(vars(absent)) == EchoConfig()
+
+
 def test_a_configuration_survives_the_environment() -> None:
     config = EchoConfig(slo_tpot_ms=42.5, decision_log="somewhere.jsonl")
     assert EchoConfig.from_json(config.to_json()) == config
@@ -42,6 +50,8 @@ def test_a_configuration_survives_the_environment() -> None:
         ("online_weight", float("inf"), "--echo-online-weight"),
         ("min_parked_steps", 1, "--echo-min-parked-steps"),
         ("max_pooled", 0, "--echo-max-pooled"),
+        ("trace_mb", 0.0, "--echo-trace-mb"),
+        ("trace_files", 0, "--echo-trace-files"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_by_its_flag(

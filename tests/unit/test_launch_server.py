@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from echo_sglang.launch_server import build_parser, main, wanted_flags, with_flags
@@ -45,3 +47,23 @@ def test_a_flag_that_was_given_is_not_given_twice() -> None:
 def test_a_bad_value_ends_with_a_message_and_no_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model-path", "m", "--slo-tpot-ms", "-5"]) == 2
     assert "--slo-tpot-ms -5.0: allowed is above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [None, "", "{", '{"format": "other"}'])
+def test_a_profile_that_cannot_be_used_ends_the_launcher_before_a_model_is_loaded(
+    text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "profile.json"
+    if text is not None:
+        path.write_text(text)
+    assert main(["--model-path", "m", "--echo-profile", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and "echo-sglang" in error
+
+
+def test_a_trace_where_nothing_can_be_written_ends_the_launcher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "absent" / "trace.jsonl"
+    assert main(["--model-path", "m", "--echo-trace", str(path)]) == 2
+    assert f"--echo-trace {path}: allowed is" in capsys.readouterr().err

@@ -6,6 +6,8 @@ import prometheus_client
 import pytest
 
 from echo_sglang.domain.batch import BatchShape
+from echo_sglang.estimate.health import StepTimeStatus
+from echo_sglang.estimate.report import RegimeReport
 from echo_sglang.metrics import Instruments, PrometheusInstrument, prometheus_instruments
 from echo_sglang.policy.attainment import OnlineProgress
 
@@ -26,6 +28,9 @@ class Recorder:
     def count(self, name: str, amount: int) -> None:
         self.heard.append(f"{name} {amount}")
 
+    def step_times(self, status: StepTimeStatus) -> None:
+        self.heard.append(f"safe mode: {status.safe_mode}")
+
 
 def test_an_instrument_that_fails_is_switched_off_and_the_others_go_on(
     caplog: pytest.LogCaptureFixture,
@@ -39,9 +44,44 @@ def test_an_instrument_that_fails_is_switched_off_and_the_others_go_on(
     assert "disk full" in caplog.text
 
 
+STATUS = StepTimeStatus(
+    regimes=(
+        RegimeReport(
+            regime="decode",
+            samples=50,
+            p50_error=0.1,
+            p90_error=0.2,
+            p95_error=0.3,
+            p99_error=0.4,
+            signed_bias=-0.05,
+            under_prediction_rate=0.6,
+            coverage=0.94,
+            drift_ratio=1.7,
+        ),
+    ),
+    drift_ratio=1.7,
+    safe_mode="drift: decode iterations take 1.70 times what is predicted",
+)
+
+
+def test_a_status_is_made_only_for_those_who_want_it() -> None:
+    asked: list[str] = []
+
+    def status() -> StepTimeStatus:
+        asked.append("once")
+        return STATUS
+
+    Instruments([]).step_times(status)
+    assert asked == []
+    listeners = [Recorder(), Recorder()]
+    Instruments([*listeners]).step_times(status)
+    assert asked == ["once"]
+    assert [listener.heard for listener in listeners] == [[f"safe mode: {STATUS.safe_mode}"]] * 2
+
+
 def test_prometheus_counts_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = prometheus_client.CollectorRegistry()
-    for kind in ("Histogram", "Counter"):
+    for kind in ("Histogram", "Counter", "Gauge"):
         original = getattr(prometheus_client, kind)
         monkeypatch.setattr(
             prometheus_client, kind, lambda *a, _o=original, **k: _o(*a, registry=registry, **k)
@@ -49,6 +89,7 @@ def test_prometheus_counts_what_happened(monkeypatch: pytest.MonkeyPatch) -> Non
     instrument = PrometheusInstrument(prometheus_client)
     instrument.step(BatchShape(extend_tokens=40), 0.2, reason="offline_prefill")
     instrument.count("rows_released", 3)
+    instrument.step_times(STATUS)
     progress = OnlineProgress(arrival_s=0.0, ttft_slo_s=1.0, tpot_slo_s=0.1)
     progress.note(1, 0.5)
     progress.note(3, 0.7)
@@ -62,6 +103,12 @@ def test_prometheus_counts_what_happened(monkeypatch: pytest.MonkeyPatch) -> Non
     assert value("echo:online_requests_total", slo="attained") == 1
     assert value("echo:online_ttft_seconds_sum") == pytest.approx(0.5)
     assert value("echo:online_tpot_seconds_sum") == pytest.approx(0.1)
+    assert value("echo:step_time_error", regime="decode", quantile="0.95") == 0.3
+    assert value("echo:step_time_bias", regime="decode") == -0.05
+    assert value("echo:step_time_under_prediction_rate", regime="decode") == 0.6
+    assert value("echo:step_time_coverage", regime="decode") == 0.94
+    assert value("echo:step_time_drift_ratio") == 1.7
+    assert value("echo:step_time_safe_mode") == 1
 
 
 def test_without_metrics_nothing_is_registered_or_reported() -> None:

@@ -22,7 +22,7 @@ SETTINGS = CoschedulerSettings(
 
 MODEL = StepTimeModel(
     # 10 ms an iteration, 1 ms a prompt token, 5 ms a decode row; nothing else.
-    weights_s=(0.010, 0.0, 0.001, 0.0, 0.0, 0.0, 0.0, 0.0, 0.005, 0.0, 0.0),
+    weights_s=(0.010, 0.0, 0.001, 0.0, 0.0, 0.0, 0.0, 0.0, 0.005, 0.0, 0.0, 0.0, 0.0),
     extend_log_factor=0.0,
     decode_log_factor=0.0,
     largest_extend_tokens=4096,

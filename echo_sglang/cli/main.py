@@ -1,0 +1,25 @@
+"""The echo-sglang command.
+
+Exit codes: 0 done, 1 a check that does not hold, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from echo_sglang.cli.check import check
+from echo_sglang.cli.inspection import inspect
+from echo_sglang.cli.profile import profile
+from echo_sglang.cli.training import train
+
+app = typer.Typer(
+    name="echo-sglang",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Profile a server, train a model of its iteration times, look at one.",
+)
+app.command()(profile)
+app.command()(train)
+app.command()(inspect)
+app.command()(check)

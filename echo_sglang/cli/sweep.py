@@ -1,0 +1,166 @@
+"""The load that a profile is made from: which batches an idle server is led through.
+
+Corners first (largest chunk, longest prefix, most rows, fullest KV, and the smallest of
+each), then scenes drawn at random between them until the time is used up. What the server
+makes of a scene is up to its scheduler; the step trace says what really ran.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from echo_sglang.errors import ServerError
+
+CONTEXT_MARGIN = 64
+"""Tokens of the context left free for answers."""
+
+STEM_SHARE = 0.5
+"""Share of the KV pool that the shared prefix may take."""
+
+FULL_SHARE = 0.85
+"""Share of the KV pool that the fullest scene takes."""
+
+SHORT_TOKENS = 8
+MIN_OUTPUTS = 6
+MAX_OUTPUTS = 60
+MAX_OWN_CHUNKS = 2
+"""Chunks of prompt that the rows of a random scene together take: rows matter, not prompts."""
+
+NEEDED_LIMITS = ("chunk_tokens", "rows", "kv_tokens", "context_tokens", "vocabulary")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request for one token: `prefix_tokens` of the stem, which is cached once it was
+    computed, then `chunk_tokens` that are new."""
+
+    chunk_tokens: int
+    prefix_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Rows that decode, and prompts that come while they do.
+
+    rows: how many decode together, 0 for none. shared_tokens, own_tokens: KV of each that
+    all share, and that it has alone. outputs: tokens each produces.
+    groups: prompts that are sent together, one group after another.
+    """
+
+    name: str
+    rows: int = 0
+    shared_tokens: int = 0
+    own_tokens: int = 0
+    outputs: int = 0
+    groups: tuple[tuple[Prompt, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The largest values a server allows, tokens and rows, as GET /echo/status names them."""
+
+    chunk_tokens: int
+    rows: int
+    kv_tokens: int
+    context_tokens: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, values: Mapping[str, int]) -> Limits:
+        """Raises ServerError if the server does not say all of them or is too small to profile."""
+        missing = [name for name in NEEDED_LIMITS if name not in values]
+        if missing:
+            raise ServerError(
+                f"the server does not say its {', '.join(missing)}: run the same release of "
+                "echo_sglang on both sides"
+            )
+        limits = cls(**{name: int(values[name]) for name in NEEDED_LIMITS})
+        if limits.stem_tokens < 2 * SHORT_TOKENS or limits.rows < 1:
+            raise ServerError(
+                f"a server with {limits.rows} rows, {limits.kv_tokens} KV tokens and a context of "
+                f"{limits.context_tokens} is too small to profile"
+            )
+        return limits
+
+    @property
+    def stem_tokens(self) -> int:
+        """The longest prefix that requests share."""
+        longest = min(self.context_tokens - CONTEXT_MARGIN, int(STEM_SHARE * self.kv_tokens))
+        return longest - self.chunk_tokens if longest > 2 * self.chunk_tokens else longest // 2
+
+    @property
+    def longest_chunk(self) -> int:
+        """The most prompt tokens that one prompt after the longest prefix may have."""
+        return min(self.chunk_tokens, self.stem_tokens)
+
+
+def corner_scenes(limits: Limits) -> list[Scene]:
+    """The extremes, most telling first; about a dozen."""
+    chunk, stem = limits.longest_chunk, limits.stem_tokens
+    beside = max(limits.rows - 2, 1)
+    ends = ((Prompt(chunk),), (Prompt(1),), (Prompt(chunk, stem),), (Prompt(1, stem),))
+    full_own = int(FULL_SHARE * limits.kv_tokens / limits.rows) - MAX_OUTPUTS
+    full_own = max(min(full_own, limits.context_tokens - CONTEXT_MARGIN), 1)
+    long = {"shared_tokens": stem, "own_tokens": 1}
+    short = {"own_tokens": SHORT_TOKENS}
+    return [
+        Scene(name="longest prompt", groups=((Prompt(1, stem),),)),
+        Scene(name="ends of prompts", groups=ends),
+        Scene(name="one short row", rows=1, outputs=12, **short),
+        Scene(name="most rows, short", rows=limits.rows, outputs=12, **short),
+        Scene(name="one long row", rows=1, outputs=12, groups=ends, **long),
+        Scene(name="most rows, long", rows=limits.rows, outputs=5, **long),
+        Scene(name="rows and prompts, long", rows=beside, outputs=10, groups=ends, **long),
+        Scene(name="rows and prompts, short", rows=beside, outputs=12, groups=ends, **short),
+        Scene(
+            name="fullest KV",
+            rows=limits.rows,
+            own_tokens=full_own,
+            outputs=_outputs(limits, limits.rows * full_own, decode_steps=4),
+        ),
+    ]
+
+
+def random_scenes(limits: Limits, rng: random.Random) -> Iterator[Scene]:
+    """Scenes between the extremes, without end; sizes are spread evenly over magnitudes."""
+    room = int(FULL_SHARE * limits.kv_tokens) - limits.stem_tokens - 4 * limits.chunk_tokens
+    room = min(room, MAX_OWN_CHUNKS * limits.chunk_tokens)
+    number = 0
+    while True:
+        number += 1
+        rows = _spread(rng, 1, limits.rows) if rng.random() < 0.75 else 0
+        groups = tuple(
+            tuple(_prompt(limits, rng) for _ in range(rng.choice((1, 1, 1, 2, 3))))
+            for _ in range(rng.randint(0 if rows else 3, 5))
+        )
+        if groups:
+            rows = min(rows, max(limits.rows - 3, 1))
+        own = _spread(rng, 1, max(limits.stem_tokens // 4, 2))
+        own = max(min(own, room // max(rows, 1) - MAX_OUTPUTS), 1)
+        steps = MIN_OUTPUTS + 2 * len(groups)
+        yield Scene(
+            name=f"random {number}",
+            rows=rows,
+            shared_tokens=rng.choice((0, _spread(rng, 1, limits.stem_tokens))),
+            own_tokens=own,
+            outputs=_outputs(limits, rows * own, decode_steps=steps) if rows else 0,
+            groups=groups,
+        )
+
+
+def _outputs(limits: Limits, own_tokens: int, *, decode_steps: int) -> int:
+    """Answers so long that the first row still decodes `decode_steps` after the last began."""
+    return min(math.ceil(own_tokens / limits.chunk_tokens) + decode_steps, MAX_OUTPUTS)
+
+
+def _prompt(limits: Limits, rng: random.Random) -> Prompt:
+    prefix = 0 if rng.random() < 0.35 else _spread(rng, 1, limits.stem_tokens)
+    return Prompt(_spread(rng, 1, limits.longest_chunk), prefix)
+
+
+def _spread(rng: random.Random, low: int, high: int) -> int:
+    """A whole number between both, its logarithm evenly spread."""
+    return min(round(math.exp(rng.uniform(math.log(low), math.log(high + 1)))), max(high, low))

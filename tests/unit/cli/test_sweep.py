@@ -1,0 +1,80 @@
+"""The designed load reaches the corners and stays within what a server allows."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from echo_sglang.cli.sweep import Limits, Scene, corner_scenes, random_scenes
+from echo_sglang.errors import ServerError
+
+SERVERS = [
+    Limits(chunk_tokens=512, rows=16, kv_tokens=10_000, context_tokens=4096, vocabulary=49_152),
+    Limits(chunk_tokens=8192, rows=256, kv_tokens=400_000, context_tokens=131_072, vocabulary=1000),
+    Limits(chunk_tokens=64, rows=1, kv_tokens=600, context_tokens=256, vocabulary=300),
+    Limits(chunk_tokens=4096, rows=64, kv_tokens=2048, context_tokens=2048, vocabulary=300),
+]
+
+
+def scenes_of(limits: Limits, count: int = 200) -> list[Scene]:
+    return [
+        *corner_scenes(limits),
+        *itertools.islice(random_scenes(limits, random.Random(1)), count),
+    ]
+
+
+@pytest.mark.parametrize("limits", SERVERS)
+def test_no_request_is_longer_than_the_context_and_no_scene_fuller_than_the_pool(
+    limits: Limits,
+) -> None:
+    for scene in scenes_of(limits):
+        row = scene.shared_tokens + scene.own_tokens + scene.outputs
+        assert scene.rows == 0 or row <= limits.context_tokens, scene
+        assert 0 <= scene.rows <= limits.rows, scene
+        own_kv = scene.rows * (scene.own_tokens + scene.outputs)
+        assert scene.shared_tokens + own_kv <= limits.kv_tokens, scene
+        for prompt in itertools.chain(*scene.groups):
+            assert 1 <= prompt.chunk_tokens <= limits.chunk_tokens, scene
+            assert prompt.prefix_tokens + prompt.chunk_tokens < limits.context_tokens, scene
+
+
+@pytest.mark.parametrize("limits", SERVERS[:2])
+def test_the_corners_are_reached(limits: Limits) -> None:
+    scenes = corner_scenes(limits)
+    prompts = [prompt for scene in scenes for group in scene.groups for prompt in group]
+    decode_kv = [s.rows * (s.shared_tokens + s.own_tokens) for s in scenes]
+    assert max(p.chunk_tokens for p in prompts) >= limits.longest_chunk
+    assert max(p.prefix_tokens for p in prompts) == limits.stem_tokens
+    assert min(p.chunk_tokens for p in prompts) == 1
+    assert {s.rows for s in scenes} >= {0, 1, limits.rows}
+    assert max(decode_kv) >= limits.rows * limits.stem_tokens
+    assert max(s.rows * s.own_tokens for s in scenes) >= 0.7 * limits.kv_tokens
+    assert any(s.rows and s.groups for s in scenes)
+
+
+def test_the_same_seed_gives_the_same_scenes() -> None:
+    first, again = (scenes_of(SERVERS[0]) for _ in range(2))
+    assert first == again
+
+
+def test_random_scenes_spread_over_magnitudes() -> None:
+    limits = SERVERS[0]
+    scenes = scenes_of(limits)
+    chunks = [p.chunk_tokens for s in scenes for g in s.groups for p in g]
+    for low, high in ((1, 8), (8, 64), (64, 512)):
+        assert sum(low <= chunk <= high for chunk in chunks) > len(chunks) / 8, (low, high)
+    assert len({s.rows for s in scenes}) > 8
+
+
+def test_a_server_that_does_not_say_its_limits_is_refused() -> None:
+    with pytest.raises(ServerError, match="rows, kv_tokens, context_tokens, vocabulary"):
+        Limits.of({"chunk_tokens": 5})
+
+
+def test_a_server_too_small_for_a_profile_is_refused() -> None:
+    with pytest.raises(ServerError, match="too small to profile"):
+        Limits.of(
+            {"chunk_tokens": 8, "rows": 1, "kv_tokens": 16, "context_tokens": 80, "vocabulary": 9}
+        )
