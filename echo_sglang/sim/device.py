@@ -52,7 +52,12 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """A dense decoder with grouped-query attention and a gated MLP. source: its config.json."""
+    """A dense decoder with grouped-query attention and a gated MLP. source: its config.json.
+
+    every_parameter_counts: charge every token two operations for each parameter of the model,
+    embedding and output projection too, as back-of-the-envelope rooflines do. Otherwise the
+    embedding is looked up, and only rows that sample are projected on the vocabulary.
+    """
 
     name: str
     layers: int
@@ -63,7 +68,21 @@ class ModelShape:
     intermediate: int
     vocabulary: int
     bytes_per_value: int = 2
+    tied_embeddings: bool = False
+    every_parameter_counts: bool = False
     source: str
+
+    @property
+    def parameters(self) -> int:
+        """All weights but the norms."""
+        tables = 1 if self.tied_embeddings else 2
+        return self.layer_parameters + tables * self.head_parameters
+
+    def projection_flops(self, tokens: int, sampled: int) -> float:
+        """Of everything but attention, for `tokens` of which `sampled` give an output."""
+        if self.every_parameter_counts:
+            return 2.0 * self.parameters * tokens
+        return 2.0 * (self.layer_parameters * tokens + self.head_parameters * sampled)
 
     @property
     def layer_parameters(self) -> int:
@@ -110,14 +129,28 @@ class RooflineDevice:
         model, hardware = self.model, self.hardware
         tokens = shape.extend_tokens + shape.decode_rows
         sampled = shape.decode_rows + (1 if shape.extend_tokens else 0)
-        flops = 2 * (model.layer_parameters * tokens + model.head_parameters * sampled)
         weights = (model.layer_parameters + model.head_parameters) * model.bytes_per_value
-        projections_s = max(flops / hardware.flops, weights / hardware.bytes_per_s)
+        projections_s = max(
+            model.projection_flops(tokens, sampled) / hardware.flops,
+            weights / hardware.bytes_per_s,
+        )
+        shared_s = (projections_s + self._attention_s(shape)) / self.tensor_parallel
+        return hardware.overhead_s + shared_s + self._exchange_s(tokens)
+
+    def least_seconds(self, shape: BatchShape) -> float:
+        """What `shape` costs in the best of batches: no overhead, weights read for free."""
+        model = self.model
+        tokens = shape.extend_tokens + shape.decode_rows
+        flops = model.projection_flops(tokens, shape.decode_rows)
+        shared_s = flops / self.hardware.flops + self._attention_s(shape)
+        return shared_s / self.tensor_parallel + self._exchange_s(tokens)
+
+    def _attention_s(self, shape: BatchShape) -> float:
+        """Prefill is bound by arithmetic over half the square, decode by reading KV."""
+        model, hardware = self.model, self.hardware
         pairs = shape.extend_pairs + shape.extend_square / 2
         prefill_s = pairs * model.flops_per_pair / hardware.flops
-        decode_s = shape.decode_kv_tokens * model.kv_bytes_per_token / hardware.bytes_per_s
-        shared_s = (projections_s + prefill_s + decode_s) / self.tensor_parallel
-        return hardware.overhead_s + shared_s + self._exchange_s(tokens)
+        return prefill_s + shape.decode_kv_tokens * model.kv_bytes_per_token / hardware.bytes_per_s
 
     def _exchange_s(self, tokens: int) -> float:
         """Two ring all-reduces of the hidden states per layer."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from echo_sglang.sim.records import RequestRecord
-from echo_sglang.sim.workload import Request
+from echo_sglang.sim.workload import Request, Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,8 @@ class Summary:
     prompt tokens served from cache at first admission. optimal_hit_rate: the same if every
     prefix they share were computed exactly once. preemptions_per_online: times that offline
     requests gave way, per online request. recomputed_tokens: prompt or output tokens that
-    were computed again when they came back. decide_*: real milliseconds of the scheduler's
+    were computed again when they came back. limit_per_s: see `physical_limit_per_s`, None where the
+    device is no roofline. decide_*: real milliseconds of the scheduler's
     decision per iteration, on the machine that ran the emulation.
     """
 
@@ -50,6 +51,8 @@ class Summary:
     offline_done: int
     offline_per_s: float | None
     offline_tokens_per_s: float | None
+    limit_per_s: float | None
+    share_of_limit: float | None
     offline_hit_rate: float | None
     optimal_hit_rate: float | None
     recomputed_tokens: int
@@ -112,16 +115,16 @@ def optimal_hit_rate(requests: Sequence[Request]) -> float | None:
     total = sum(request.prompt_tokens for request in requests)
     if not total:
         return None
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[tuple[int, Segment]] = set()
     computed = 0
     for request in requests:
-        path: tuple[Any, ...] = ()
-        fresh = 0
+        path = fresh = 0
         for segment in request.prompt:
-            path = (hash(path), segment)
-            if path not in seen:
-                seen.add(path)
+            key = (path, segment)
+            if key not in seen:
+                seen.add(key)
                 fresh += segment.tokens
+            path = hash(key)
         computed += max(fresh, 1)
     return 1.0 - computed / total
 
