@@ -1,17 +1,22 @@
-"""Run an experiment: `python eval/run.py foundation`. Results go to results/<name>/."""
+"""Run an experiment: `python eval/run.py foundation`, or `emulated`. Results: results/<name>/."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from echo_sglang.errors import EchoError
-from eval import foundation
+from echo_sglang.sim.documents import Order as OfflineOrder
+from echo_sglang.sim.metrics import Slo
+from eval import emulated, foundation
 from eval.contenders import CONFIGS
+from eval.emulated_scenarios import scenario_named
 from eval.harness.report import text_table
 from eval.harness.server import REPOSITORY, default_model_path, exit_on_sigterm
 from eval.harness.workload import Order
@@ -43,7 +48,59 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--echo-python", default=sys.executable, help="of the Echo server")
     command.add_argument("--platform", default="echo_cpu", help="SGLANG_PLATFORM of all servers")
     command.add_argument("--echo-flags", default="", help="further flags of the Echo server")
+    _add_emulated(commands)
     return parser
+
+
+def _add_emulated(commands: Any) -> None:
+    command = commands.add_parser("emulated", help="the same question at a GPU's scale, emulated")
+    command.add_argument("--device", default="A100-80G:Llama-3.1-8B-flat", help="(%(default)s)")
+    command.add_argument(
+        "--scenarios", default="poisson,azure-conv", help="ONLINE[+OFFLINE],... (%(default)s)"
+    )
+    command.add_argument("--contenders", default=",".join(emulated.CONTENDERS))
+    command.add_argument("--orders", default="shuffled,sorted", help="(%(default)s)")
+    command.add_argument("--seeds", default="1", help="comma-separated (%(default)s)")
+    command.add_argument("--window-s", type=float, default=600.0, help="(%(default)s)")
+    command.add_argument("--search-window-s", type=float, default=60.0, help="(%(default)s)")
+    command.add_argument("--documents", type=int, default=900, help="10 questions each")
+    command.add_argument("--kv-tokens", type=int, default=400_000, help="(%(default)s)")
+    command.add_argument("--slo-ttft-s", type=float, default=0.5, help="(%(default)s)")
+    command.add_argument("--slo-tpot-s", type=float, default=0.05, help="(%(default)s)")
+    command.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    command.add_argument("--jobs", type=int, default=1, help="processes at a time (%(default)s)")
+    command.add_argument(
+        "--echo-server-args", default="{}", help="JSON: further ServerArgs of Echo's server"
+    )
+    command.add_argument("--fresh", action="store_true", help="measure finished cells again")
+    command.add_argument("--name", default="emulated", help="result folder below results/")
+
+
+def emulated_plan_from(arguments: argparse.Namespace) -> emulated.Plan:
+    """The plan that the command line asks for. Raises WorkloadError for an unknown name."""
+    scenarios = [
+        scenario_named(
+            name,
+            data=arguments.data.expanduser(),
+            window_s=arguments.window_s,
+            documents=arguments.documents,
+        )
+        for name in arguments.scenarios.split(",")
+    ]
+    return emulated.Plan(
+        results=REPOSITORY / "results" / arguments.name,
+        device=arguments.device,
+        scenarios=tuple(scenarios),
+        contenders=tuple(arguments.contenders.split(",")),
+        orders=tuple(OfflineOrder(order) for order in arguments.orders.split(",")),
+        seeds=tuple(int(seed) for seed in arguments.seeds.split(",")),
+        search_window_s=arguments.search_window_s,
+        kv_tokens=arguments.kv_tokens,
+        slo=Slo(ttft_s=arguments.slo_ttft_s, tpot_s=arguments.slo_tpot_s),
+        echo_server_args=tuple(json.loads(arguments.echo_server_args).items()),
+        jobs=arguments.jobs,
+        fresh=arguments.fresh,
+    )
 
 
 def plan_from(arguments: argparse.Namespace) -> foundation.Plan:
@@ -72,16 +129,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; the exit code is 1 for an error that a user can do something about."""
     arguments = build_parser().parse_args(argv)
     try:
-        plan = plan_from(arguments)
-        table = foundation.run(plan)
+        if arguments.experiment == "emulated":
+            _run_emulated(emulated_plan_from(arguments))
+        else:
+            _run_foundation(plan_from(arguments))
     except (EchoError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _run_emulated(plan: emulated.Plan) -> None:
+    print(f"\n{emulated.text_table(emulated.run(plan))}\n")
+    print(f"written to {plan.results.relative_to(REPOSITORY)}/")
+
+
+def _run_foundation(plan: foundation.Plan) -> None:
+    table = foundation.run(plan)
     print(f"\n{text_table(table)}\n")
     for key, value in foundation.verdict(table).items():
         print(f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}")
     print(f"written to {plan.results.relative_to(REPOSITORY)}/")
-    return 0
 
 
 if __name__ == "__main__":
