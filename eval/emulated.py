@@ -12,7 +12,6 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from echo_sglang.config import EchoConfig
 from echo_sglang.errors import WorkloadError
 from echo_sglang.sim.documents import Order
 from echo_sglang.sim.metrics import Slo
-from echo_sglang.sim.run import execute_in_process
+from echo_sglang.sim.processes import execute_all
 from echo_sglang.sim.setup import ServerSetup
 from echo_sglang.sim.spec import RunSpec
 from eval.emulated_scenarios import NO_OFFLINE, Scenario
@@ -283,15 +282,11 @@ def _measure(plan: Plan, cells: Sequence[Cell]) -> None:
     missing = [cell for cell in cells if _load(plan, cell) is None]
     source = provenance(plan)
     done = len(cells) - len(missing)
-    with ThreadPoolExecutor(max_workers=max(plan.jobs, 1)) as pool:
-        for cell, result in zip(missing, pool.map(_execute, missing), strict=True):
-            done += 1
-            write_json(plan.results / cell.file_name, result | {"provenance": source})
-            print(f"[{done}/{len(cells)}] {cell.file_name}", flush=True)
-
-
-def _execute(cell: Cell) -> dict[str, Any]:
-    return execute_in_process(cell.spec)
+    results = execute_all([cell.spec for cell in missing], jobs=plan.jobs)
+    for cell, result in zip(missing, results, strict=True):
+        done += 1
+        write_json(plan.results / cell.file_name, result | {"provenance": source})
+        print(f"[{done}/{len(cells)}] {cell.file_name}", flush=True)
 
 
 def _load(plan: Plan, cell: Cell) -> dict[str, Any] | None:

@@ -1,14 +1,9 @@
-"""Runs one emulated server to its end: in this process, or in one of its own."""
+"""Runs one emulated server to its end, in this process."""
 
 from __future__ import annotations
 
 import gc
-import importlib.util
-import json
 import os
-import pkgutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,24 +14,12 @@ from typing import Any
 from echo_sglang.config import CONFIG_ENV
 from echo_sglang.sim.catalog import device_named
 from echo_sglang.sim.device import Device, RooflineDevice
-from echo_sglang.sim.errors import EmulationError
+from echo_sglang.sim.environment import prepare_environment
 from echo_sglang.sim.limit import physical_limit_per_s
 from echo_sglang.sim.metrics import Slo, Summary, percentile, summarise_requests
 from echo_sglang.sim.setup import ServerSetup
 from echo_sglang.sim.spec import RunSpec
 from echo_sglang.sim.workload import Workload
-
-LOG_TAIL_LINES = 30
-ENVIRONMENT = {
-    # echo_sglang.platform.cpu.PLATFORM_NAME; importing it would import SGLang too early.
-    "SGLANG_PLATFORM": "echo_cpu",
-    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
-    "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "SGLANG_SET_CPU_AFFINITY": "0",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +68,8 @@ def run(
     computes: see `EmulatedWorker`. Raises EmulationError if a request was lost or answered
     twice, AssertionError (from SGLang's own checks) if KV was.
     """
-    _prepare_environment(setup)
+    prepare_environment()
+    _configure_echo(setup)
     import sglang.srt.utils  # noqa: F401  (must come before sglang.srt.platforms)
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.plugins import load_plugins
@@ -144,38 +128,10 @@ def execute(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def execute_in_process(spec: RunSpec, *, python: str = sys.executable) -> dict[str, Any]:
-    """Run `spec` in a process of its own and return what `execute` does.
-
-    Raises EmulationError with the end of its output if it fails.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        given, found = Path(folder) / "spec.json", Path(folder) / "result.json"
-        given.write_text(json.dumps(spec.to_json()), encoding="utf-8")
-        command = [python, "-m", "echo_sglang.sim", "run", str(given), "--output", str(found)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0 or not found.is_file():
-            tail = "\n".join((done.stdout + done.stderr).splitlines()[-LOG_TAIL_LINES:])
-            raise EmulationError(f"an emulated run failed (exit {done.returncode}):\n{tail}")
-        result: dict[str, Any] = json.loads(found.read_text("utf-8"))
-        return result
-
-
-def _prepare_environment(setup: ServerSetup) -> None:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(_other_models()))
+def _configure_echo(setup: ServerSetup) -> None:
     os.environ.pop(CONFIG_ENV, None)
     if setup.echo is not None:
         os.environ[CONFIG_ENV] = setup.echo.to_json()
-
-
-def _other_models() -> list[str]:
-    """SGLang's model modules but the one used here: importing them all takes ten seconds."""
-    package = importlib.util.find_spec("sglang")
-    assert package is not None and package.submodule_search_locations is not None
-    folders = [str(Path(place) / "srt" / "models") for place in package.submodule_search_locations]
-    return [name for _, name, is_package in pkgutil.iter_modules(folders) if name != "llama"]
 
 
 def _server_args(setup: ServerSetup, model: Path) -> Any:
