@@ -119,6 +119,7 @@ def execute(spec: RunSpec) -> dict[str, Any]:
         spec.setup,
         window_s=spec.window_s,
         grace_s=spec.grace_s,
+        computes=spec.computes,
     )
     return {
         "spec": spec.to_json(),

@@ -44,7 +44,7 @@ class RunSpec:
     """A workload on a server on a device. device: HARDWARE:MODEL, see `catalog`.
 
     recipes: drawn with `seed` and merged; a recipe earlier in the list goes first where
-    requests arrive together. window_s: see `Emulator`.
+    requests arrive together. window_s, grace_s: see `Emulator`; computes: see `EmulatedWorker`.
     """
 
     device: str
@@ -54,6 +54,7 @@ class RunSpec:
     window_s: float
     slo: Slo = DEFAULT_SLO
     grace_s: float = 60.0
+    computes: bool = False
 
     def workload(self) -> Workload:
         """All requests. Raises WorkloadError for what the recipes cannot draw."""
