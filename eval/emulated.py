@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ ATTAINED_ENOUGH = 0.99
 SEARCH_CHUNK_TOKENS = (256, 512, 1024, 2048)
 SEARCH_EVICTION = ("lfu", "priority")  # lru, SGLang's default, is in the first round
 NO_ORDER = "-"
+Execute = Callable[..., Iterable[dict[str, Any]]]
+"""Runs specs in order, `jobs` at a time: `execute_all`, or a fake."""
+
 TABLE_COLUMNS = {
     "attainment": "attained",
     "ttft_p50_s": "TTFT p50 s",
@@ -159,16 +162,16 @@ def best_setup(summaries: dict[str, dict[str, Any]]) -> str:
     return max(summaries, key=lambda n: (summaries[n]["attainment"], summaries[n]["offline_per_s"]))
 
 
-def run(plan: Plan) -> pd.DataFrame:
-    """Measure every missing cell, write the result folder, return one row per cell."""
+def run(plan: Plan, execute: Execute = execute_all) -> pd.DataFrame:
+    """Measure every missing cell, write the result folder, return medians over seeds."""
     if plan.fresh:
         shutil.rmtree(plan.results / "cells", ignore_errors=True)
     cells = [cell for scenario in plan.scenarios for cell in _fixed_cells(plan, scenario)]
     if STOCK_TUNED in plan.contenders:
         for scenario in plan.scenarios:
             for order in _orders(plan, scenario):
-                cells += _tuned_cells(plan, scenario, order)
-    _measure(plan, cells)
+                cells += _tuned_cells(plan, scenario, order, execute)
+    _measure(plan, cells, execute)
     return report(plan, cells)
 
 
@@ -236,15 +239,15 @@ def _fixed_cells(plan: Plan, scenario: Scenario) -> list[Cell]:
     return cells
 
 
-def _tuned_cells(plan: Plan, scenario: Scenario, order: str) -> list[Cell]:
-    name, setup = _best_of(plan, scenario, order, chunk_setups(plan))
-    name, setup = _best_of(plan, scenario, order, eviction_setups(name, setup))
+def _tuned_cells(plan: Plan, scenario: Scenario, order: str, execute: Execute) -> list[Cell]:
+    name, setup = _best_of(plan, scenario, order, chunk_setups(plan), execute)
+    name, setup = _best_of(plan, scenario, order, eviction_setups(name, setup), execute)
     print(f"{scenario.name} {order}: the best stock configuration is {name}")
     return [_cell(plan, scenario, STOCK_TUNED, order, seed, setup) for seed in plan.seeds]
 
 
 def _best_of(
-    plan: Plan, scenario: Scenario, order: str, setups: dict[str, ServerSetup]
+    plan: Plan, scenario: Scenario, order: str, setups: dict[str, ServerSetup], execute: Execute
 ) -> tuple[str, ServerSetup]:
     """The best of short runs on a seed that no result uses."""
     short = scenario.cut(plan.search_window_s)
@@ -252,7 +255,7 @@ def _best_of(
         name: _cell(plan, short, f"search-{name}", order, TUNING_SEED, setup)
         for name, setup in setups.items()
     }
-    _measure(plan, list(cells.values()))
+    _measure(plan, list(cells.values()), execute)
     summaries: dict[str, dict[str, Any]] = {}
     for name, cell in cells.items():
         found = _load(plan, cell)
@@ -277,12 +280,12 @@ def _cell(
     return Cell(scenario=scenario.name, contender=contender, order=order, seed=seed, spec=spec)
 
 
-def _measure(plan: Plan, cells: Sequence[Cell]) -> None:
+def _measure(plan: Plan, cells: Sequence[Cell], execute: Execute) -> None:
     """Run what is missing, `plan.jobs` at a time."""
     missing = [cell for cell in cells if _load(plan, cell) is None]
     source = provenance(plan)
     done = len(cells) - len(missing)
-    results = execute_all([cell.spec for cell in missing], jobs=plan.jobs)
+    results = execute([cell.spec for cell in missing], jobs=plan.jobs)
     for cell, result in zip(missing, results, strict=True):
         done += 1
         write_json(plan.results / cell.file_name, result | {"provenance": source})
