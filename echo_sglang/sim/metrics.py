@@ -78,7 +78,7 @@ def summarise_requests(
     everybody = list(records)
     online = [r for r in everybody if not r.request.is_offline]
     offline = [r for r in everybody if r.request.is_offline]
-    ttfts_s = [r.ttft_s for r in online if r.ttft_s is not None]
+    ttfts_s = [waited_s for r in online if (waited_s := r.waited_s) is not None]
     tpots_s = [r.tpot_s for r in online if r.tpot_s is not None]
     done = [r for r in offline if _done_within(r, window_s)]
     dry = bool(offline) and len(done) == len(offline)

@@ -54,6 +54,13 @@ class RequestRecord:
         return None if self.first_s is None else self.first_s - self.request.arrival_s
 
     @property
+    def waited_s(self) -> float | None:
+        """Seconds to the first token or, without one, until the request was given up."""
+        if self.first_s is None and self.done_s is not None:
+            return self.done_s - self.request.arrival_s
+        return self.ttft_s
+
+    @property
     def tpot_s(self) -> float | None:
         """Mean seconds per token after the first; None with fewer than two."""
         if self.first_s is None or self.last_s is None or self.received < 2:

@@ -45,10 +45,17 @@ def prompt_ids(prompt: Prompt) -> array[int]:
     return ids
 
 
-@functools.lru_cache(maxsize=2048)
+@functools.lru_cache(maxsize=4096)
 def _segment_bytes(seed: int, tokens: int) -> bytes:
-    ids = np.random.default_rng(seed).integers(FIRST_TOKEN, VOCABULARY, tokens, dtype=np.int64)
-    return ids.tobytes()
+    """Token i of a segment is a hash of the seed and i alone, so a shorter segment of a seed
+    is the beginning of a longer one. The hash is SplitMix64's (Steele et al., OOPSLA 2014)."""
+    steps = np.arange(1, tokens + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = steps + np.uint64(seed % (1 << 64))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    ids = z % np.uint64(VOCABULARY - FIRST_TOKEN) + np.uint64(FIRST_TOKEN)
+    return ids.astype(np.int64).tobytes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,13 @@ def test_latencies_count_from_arrival_and_per_token() -> None:
     assert record.max_gap_s == pytest.approx(0.4)
 
 
+def test_a_request_given_up_has_waited_until_then() -> None:
+    silent = online("silent", finish="abort")
+    silent.done_s = 61.0
+    assert silent.ttft_s is None and silent.waited_s == 60.0
+    assert summarise_requests([silent], SLO, window_s=10.0)["ttft_p99_s"] == 60.0
+
+
 def test_only_what_is_answered_within_the_window_counts() -> None:
     records = [online("a", 1.2, 1.25), offline("b", 5.0, 50), offline("c", 12.0, 90)]
     found = summarise_requests(records, SLO, window_s=10.0)
