@@ -14,6 +14,7 @@ setup(
         "sglang==0.5.23",
         "numpy",
         "scipy",
+        "sortedcontainers",
         "prometheus-client",
     ],
     extras_require={

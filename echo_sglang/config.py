@@ -8,12 +8,24 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from echo_sglang.errors import ConfigError
 
 CONFIG_ENV = "ECHO_SGLANG_CONFIG"
 """Carries the launcher's configuration, as JSON, into SGLang's processes. Absent: Echo is off."""
+
+
+class EvictionPolicy(StrEnum):
+    """How the victims of eviction are chosen."""
+
+    VALUE = "value"
+    """By worth: learned online reuse plus exact future offline references."""
+    CLASS_LRU = "class-lru"
+    """Offline before online, each least recently used first."""
+    LRU = "lru"
+    """SGLang's own cache, least recently used first."""
 
 
 def _option(flag: str, default: Any, text: str) -> Any:
@@ -41,10 +53,43 @@ class EchoConfig:
         0.95,
         "share of iterations that must end within their predicted upper bound, 0.5 to 0.999",
     )
+    eviction: str = _option(
+        "--echo-eviction",
+        EvictionPolicy.VALUE.value,
+        "who leaves the KV cache first: value (dead offline KV, then by learned online reuse and "
+        "exact future offline references), class-lru (offline before online) or lru (SGLang's own)",
+    )
+    online_weight: float = _option(
+        "--echo-online-weight",
+        4.0,
+        "offline cache hits that one online hit is worth to --echo-eviction value, 0 or more",
+    )
     reserve_tokens: int = _option(
         "--echo-reserve-tokens",
         -1,
-        "KV tokens that offline work leaves free for online bursts; -1 is a tenth of the pool",
+        "KV tokens that offline work leaves free for online bursts; -1 forecasts them from the "
+        "growth of online KV that was seen, between floor and ceiling",
+    )
+    reserve_floor_tokens: int = _option(
+        "--echo-reserve-floor-tokens",
+        -1,
+        "least that a forecast reserve may be; -1 is a fiftieth of the pool",
+    )
+    reserve_ceiling_tokens: int = _option(
+        "--echo-reserve-ceiling-tokens",
+        -1,
+        "most that a forecast reserve may be, and what it is at first; -1 is a tenth of the pool, "
+        "or the floor if that is more",
+    )
+    reserve_horizon_s: float = _option(
+        "--echo-reserve-horizon-s",
+        5.0,
+        "how far the forecast looks: the time offline work may take to give KV back, seconds",
+    )
+    reserve_quantile: float = _option(
+        "--echo-reserve-quantile",
+        0.95,
+        "share of the horizons seen whose growth the forecast covers, above 0 and at most 0.999",
     )
     min_chunk_tokens: int = _option(
         "--echo-min-chunk-tokens",
@@ -80,7 +125,15 @@ class EchoConfig:
         self._require("slo_tpot_ms", self.slo_tpot_ms > 0, "above 0")
         self._require("slo_margin", 0 < self.slo_margin <= 1, "above 0 and at most 1")
         self._require("coverage", 0.5 <= self.coverage <= 0.999, "0.5 to 0.999")
-        self._require("reserve_tokens", self.reserve_tokens >= -1, "-1 or more")
+        policies = [policy.value for policy in EvictionPolicy]
+        self._require("eviction", self.eviction in policies, ", ".join(policies))
+        self._require("online_weight", self.online_weight >= 0, "0 or more")
+        for name in ("reserve_tokens", "reserve_floor_tokens", "reserve_ceiling_tokens"):
+            self._require(name, getattr(self, name) >= -1, "-1 or more")
+        self._require("reserve_horizon_s", 0 < self.reserve_horizon_s <= 600, "above 0 to 600")
+        self._require(
+            "reserve_quantile", 0 < self.reserve_quantile <= 0.999, "above 0 and at most 0.999"
+        )
         self._require("min_chunk_tokens", self.min_chunk_tokens >= 1, "1 or more")
         self._require("min_parked_steps", self.min_parked_steps >= 2, "2 or more")
         self._require("max_offline_wait_s", self.max_offline_wait_s > 0, "above 0")
@@ -93,15 +146,29 @@ class EchoConfig:
         if not (holds and finite):
             raise ConfigError(f"{flag_of(name)} {value}: allowed is {allowed}")
 
-    def reserve_for(self, pool_tokens: int) -> int:
-        """The burst reserve of a pool. Raises ConfigError if it does not leave half of it."""
-        reserve = pool_tokens // 10 if self.reserve_tokens < 0 else self.reserve_tokens
-        if reserve > pool_tokens // 2:
+    def reserve_limits(self, pool_tokens: int) -> tuple[int, int]:
+        """Floor and ceiling of the burst reserve in a pool; equal if it is fixed.
+
+        Raises ConfigError if the reserve could take more than half of the pool, or if the floor
+        is above the ceiling.
+        """
+        if self.reserve_tokens >= 0:
+            self._require_half("reserve_tokens", self.reserve_tokens, pool_tokens)
+            return self.reserve_tokens, self.reserve_tokens
+        floor, ceiling = self.reserve_floor_tokens, self.reserve_ceiling_tokens
+        floor = pool_tokens // 50 if floor < 0 else floor
+        self._require_half("reserve_floor_tokens", floor, pool_tokens)
+        ceiling = max(pool_tokens // 10, floor) if ceiling < 0 else ceiling
+        self._require_half("reserve_ceiling_tokens", ceiling, pool_tokens)
+        self._require("reserve_ceiling_tokens", floor <= ceiling, f"at least the floor, {floor}")
+        return floor, ceiling
+
+    def _require_half(self, name: str, tokens: int, pool_tokens: int) -> None:
+        if tokens > pool_tokens // 2:
             raise ConfigError(
-                f"--echo-reserve-tokens {reserve}: at most half of the KV pool of "
-                f"{pool_tokens} tokens is allowed; lower it or raise --max-total-tokens"
+                f"{flag_of(name)} {tokens}: at most half of the KV pool of {pool_tokens} tokens "
+                "is allowed; lower it or raise --max-total-tokens"
             )
-        return reserve
 
     def to_json(self) -> str:
         """The text that `from_json` reads back."""

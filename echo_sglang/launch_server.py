@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from echo_sglang.config import CONFIG_ENV, EchoConfig
+from echo_sglang.config import CONFIG_ENV, EchoConfig, EvictionPolicy
 from echo_sglang.errors import EchoError
 
 CPU_PLATFORM = "echo_cpu"
@@ -83,8 +83,10 @@ def choose_platform() -> None:
 
 
 def wanted_flags(known: argparse.Namespace, environment: Mapping[str, str]) -> list[str]:
-    """SGLang flags that Echo turns on by itself, unless told not to."""
+    """SGLang flags that Echo turns on by itself, unless told not to; --flag or --flag=value."""
     wanted = [] if known.echo_no_mixed_chunk else ["--enable-mixed-chunk"]
+    if known.eviction != EvictionPolicy.LRU:
+        wanted.append("--radix-cache-backend=echo")
     on_cpu = environment.get("SGLANG_PLATFORM") == CPU_PLATFORM
     if on_cpu and not known.echo_cpu_overlap:
         wanted.append("--disable-overlap-schedule")
@@ -93,7 +95,8 @@ def wanted_flags(known: argparse.Namespace, environment: Mapping[str, str]) -> l
 
 def with_flags(sglang_args: list[str], wanted: list[str]) -> list[str]:
     """`sglang_args` and those of `wanted` that are not in it."""
-    return [*sglang_args, *(flag for flag in wanted if flag not in sglang_args)]
+    given = {arg.partition("=")[0] for arg in sglang_args}
+    return [*sglang_args, *(flag for flag in wanted if flag.partition("=")[0] not in given)]
 
 
 def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
@@ -114,10 +117,11 @@ def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
     load_plugins()
     server_args = prepare_server_args(sglang_args)
     if config is not None:
-        from echo_sglang.adapter.compat import check_server_args
+        from echo_sglang.adapter.compat import check_eviction, check_server_args
         from echo_sglang.adapter.routes import install_routes
 
         check_server_args(server_args, os.environ)
+        check_eviction(server_args, EvictionPolicy(config.eviction), os.environ)
         verify_registered()
         install_routes()
     try:

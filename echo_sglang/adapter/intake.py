@@ -12,6 +12,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from echo_sglang.adapter.clock import ClockedScheduler
 from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.requests import EchoReq, can_wait_as_tokens, is_offline, tag_of
+from echo_sglang.adapter.tree_core import EchoTreeCore
 from echo_sglang.domain.tag import RequestTag, ServiceClass
 from echo_sglang.errors import RequestError
 from echo_sglang.policy.arrivals import BurstEstimate
@@ -27,6 +28,7 @@ class RequestIntake(ClockedScheduler):
     """The part of EchoScheduler that requests meet. EchoScheduler sets what is declared here."""
 
     echo_settings: CoschedulerSettings
+    echo_core: EchoTreeCore | None
     offline_queue: OfflineQueue
     bursts: BurstEstimate
     echo_step: int
@@ -93,6 +95,10 @@ class RequestIntake(ClockedScheduler):
         super()._add_request_to_queue(req, is_retracted)
         if isinstance(req, EchoReq) and not is_retracted:
             req.cached_tokens_at_arrival = self._match(req.origin_input_ids, req)
+            if self.echo_core is not None:
+                self.echo_core.online_arrived(
+                    RadixKey(req.origin_input_ids, req.extra_key, cache_salt=req.cache_salt)
+                )
             uncached = len(req.origin_input_ids) - req.cached_tokens_at_arrival
             self.bursts.observe(self.echo_clock(), uncached)
 
@@ -102,9 +108,8 @@ class RequestIntake(ClockedScheduler):
         for waiting in taken:
             if waiting.req is not None:
                 self._release_aborted_request(waiting.req)
-            source = waiting.req if waiting.req is not None else waiting.tokenized
-            abort = AbortReq(rid=source.rid, finished_reason=recv_req.finished_reason)
-            self.send_abort_output(abort, source)
+            abort = AbortReq(rid=waiting.source.rid, finished_reason=recv_req.finished_reason)
+            self.send_abort_output(abort, waiting.source)
         super().abort_request(recv_req)
 
     def is_fully_idle(self, for_health_check: bool = False, ignore_waiting: bool = False) -> bool:
@@ -124,10 +129,8 @@ class RequestIntake(ClockedScheduler):
 
     def probe_cached(self, entry: OfflineEntry) -> int:
         """Tokens of a pooled request that the KV cache holds, without touching the cache."""
-        namespace = self.offline_queue.namespace_of(entry.rid)
-        if namespace == (None, None):
-            return self._probe(entry.tokens, *namespace)
-        return self._probe(entry.tokens[1:], *namespace)
+        tokens = self.offline_queue.tokens(entry.rid)
+        return self._probe(tokens, *self.offline_queue.namespace_of(entry.rid))
 
     def _match(self, tokens: Any, source: Any) -> int:
         return self._probe(tokens, source.extra_key, source.cache_salt)

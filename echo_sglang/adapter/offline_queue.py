@@ -5,16 +5,23 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import Req
 
 from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.domain.tag import RequestTag
+from echo_sglang.kv.namespaces import Namespaces
 from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool, PoolSettings
 
 Builder = Callable[[TokenizedGenerateReqInput], Req | None]
 """Turns a tokenized request into an SGLang request; None if SGLang refused it."""
+
+Listener = Callable[["array[int]", "str | None", "str | None"], None]
+"""Told (tokens, extra_key, cache_salt) of every prompt after it came or went."""
+
+NO_TOKENS: array[int] = array("q")
 
 
 @dataclass(slots=True)
@@ -22,15 +29,25 @@ class _Waiting:
     tokenized: TokenizedGenerateReqInput | None
     req: Req | None
 
+    @property
+    def source(self) -> Any:
+        """The one of them that is there."""
+        return self.req if self.req is not None else self.tokenized
+
 
 class OfflineQueue:
-    """Waiting offline requests: the pure pool decides the order, this holds the objects."""
+    """Waiting offline requests: the pure pool decides the order, this holds the objects.
+
+    A waiting request gives its tokens to the pool, which keeps those that several share once;
+    it gets them back when it is built. listener: see `Listener`; may be set later.
+    """
 
     def __init__(self, settings: PoolSettings, build: Builder) -> None:
         self.pool = OfflinePool(settings)
+        self.namespaces = Namespaces()
+        self.listener: Listener | None = None
         self._build = build
         self._waiting: dict[str, _Waiting] = {}
-        self._namespaces: dict[tuple[str | None, str | None], int] = {(None, None): 0}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -49,15 +66,17 @@ class OfflineQueue:
         max_new_tokens: int,
     ) -> None:
         """Take in a request that never ran, unbuilt."""
+        tokens = self._mark(recv_req) + recv_req.input_ids
         entry = OfflineEntry(
             rid=recv_req.rid,
-            tokens=self._indexed(recv_req.input_ids, recv_req.extra_key, recv_req.cache_salt),
+            num_tokens=len(tokens),
             arrival_s=now_s,
             max_new_tokens=max_new_tokens,
             deadline_s=deadline_s,
         )
-        self.pool.add(entry, cached_tokens=cached_tokens)
-        self._waiting[recv_req.rid] = _Waiting(recv_req, None)
+        # The scheduler reads no text, and the pool has the tokens.
+        recv_req.input_ids, recv_req.input_text = NO_TOKENS, None
+        self._add(entry, tokens, _Waiting(recv_req, None), cached_tokens)
 
     def add_req(
         self,
@@ -69,18 +88,16 @@ class OfflineQueue:
     ) -> None:
         """Take in a built request: one that ran and gave way, or one that had to be built."""
         waited_since_s = req.pooled_at_s if isinstance(req, EchoReq) else None
+        tokens = self._mark(req) + req.origin_input_ids + req.output_ids
         entry = OfflineEntry(
             rid=req.rid,
-            tokens=self._indexed(
-                req.origin_input_ids + req.output_ids, req.extra_key, req.cache_salt
-            ),
+            num_tokens=len(tokens),
             arrival_s=now_s if waited_since_s is None else waited_since_s,
             max_new_tokens=req.sampling_params.max_new_tokens - len(req.output_ids),
             deadline_s=deadline_s,
             parked_at_step=parked_at_step,
         )
-        self.pool.add(entry)
-        self._waiting[req.rid] = _Waiting(None, req)
+        self._add(entry, tokens, _Waiting(None, req), 0)
 
     def materialize(self, rid: str) -> Req | None:
         """The SGLang request of `rid`, built now if it never was.
@@ -92,6 +109,7 @@ class OfflineQueue:
             return None
         if waiting.req is None:
             assert waiting.tokenized is not None
+            waiting.tokenized.input_ids = self.tokens(rid)
             waiting.req = self._build(waiting.tokenized)
             if waiting.req is None:
                 self.discard(rid)
@@ -101,15 +119,21 @@ class OfflineQueue:
 
     def admitted(self, rid: str) -> None:
         """`rid`, which was materialized, runs now; it leaves the queue."""
+        tokens = self.pool.tokens(rid)
         entry = self.pool.admit(rid)
-        req = self._waiting.pop(rid).req
+        req = self._forget(rid, tokens).req
         if isinstance(req, EchoReq):
             req.pooled_at_s = entry.arrival_s
 
     def discard(self, rid: str) -> None:
         """Forget `rid`."""
+        tokens = self.pool.tokens(rid)
         self.pool.remove(rid)
-        del self._waiting[rid]
+        self._forget(rid, tokens)
+
+    def tokens(self, rid: str) -> array[int]:
+        """The tokens of a waiting request, without the mark of its namespace."""
+        return self.pool.tokens(rid)[len(self._mark(self._waiting[rid].source)) :]
 
     def take_matching(self, rid_prefix: str, *, everything: bool) -> list[_Waiting]:
         """Remove and return what an abort names: ids that start with `rid_prefix`, or all."""
@@ -130,15 +154,25 @@ class OfflineQueue:
 
     def namespace_of(self, rid: str) -> tuple[str | None, str | None]:
         """(extra_key, cache_salt) of a waiting request: only equal ones share KV."""
-        waiting = self._waiting[rid]
-        source = waiting.req if waiting.req is not None else waiting.tokenized
-        assert source is not None
+        source = self._waiting[rid].source
         return source.extra_key, source.cache_salt
 
-    def _indexed(
-        self, tokens: array[int], extra_key: str | None, cache_salt: str | None
-    ) -> array[int]:
-        """Tokens as the index sees them: other namespaces start with a token of their own."""
-        namespace = (extra_key, cache_salt)
-        number = self._namespaces.setdefault(namespace, len(self._namespaces))
-        return tokens if number == 0 else array("q", [-number]) + tokens
+    def _mark(self, source: Any) -> array[int]:
+        return self.namespaces.mark(source.extra_key, source.cache_salt)
+
+    def _add(
+        self, entry: OfflineEntry, tokens: array[int], waiting: _Waiting, cached_tokens: int
+    ) -> None:
+        self.pool.add(entry, tokens, cached_tokens=cached_tokens)
+        self._waiting[entry.rid] = waiting
+        self._tell(tokens, waiting.source)
+
+    def _forget(self, rid: str, tokens: array[int]) -> _Waiting:
+        waiting = self._waiting.pop(rid)
+        self._tell(tokens, waiting.source)
+        return waiting
+
+    def _tell(self, tokens: array[int], source: Any) -> None:
+        if self.listener is not None:
+            unmarked = tokens[len(self._mark(source)) :]
+            self.listener(unmarked, source.extra_key, source.cache_salt)

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 
-from echo_sglang.config import CONFIG_ENV
+from echo_sglang.config import CONFIG_ENV, EchoConfig
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 
@@ -17,17 +17,21 @@ logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Replace SGLang's scheduler by Echo's. SGLang only logs a plugin that raises and would
-    go on as stock, so a failure here ends the process."""
+    """Replace SGLang's scheduler by Echo's and register Echo's cache.
+
+    SGLang only logs a plugin that raises and would go on as stock, so a failure here ends the
+    process.
+    """
     if CONFIG_ENV not in os.environ:
         return
     try:
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-        from echo_sglang.adapter import http_edge
+        from echo_sglang.adapter import http_edge, radix_cache
         from echo_sglang.adapter.scheduler import EchoScheduler
 
         HookRegistry.register(SCHEDULER, EchoScheduler, HookType.REPLACE)
+        radix_cache.register(EchoConfig.from_json(os.environ[CONFIG_ENV]))
         http_edge.install()
     except Exception:
         logger.exception("Echo cannot be registered with SGLang; refusing to serve without it")

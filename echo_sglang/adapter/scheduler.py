@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,10 @@ from echo_sglang.adapter.routes import DUMP_KEY
 from echo_sglang.adapter.snapshots import take_snapshot
 from echo_sglang.adapter.status import build_status
 from echo_sglang.adapter.step_timer import StepTimer
-from echo_sglang.config import CONFIG_ENV, EchoConfig
+from echo_sglang.adapter.tree_core import EchoTreeCore
+from echo_sglang.config import CONFIG_ENV, EchoConfig, EvictionPolicy
 from echo_sglang.domain.plan import ChunkAction, Reason, StepPlan
+from echo_sglang.estimate.kv_demand import FixedReserve, KvDemandForecast, WindowQuantileReserve
 from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments, prometheus_instruments
 from echo_sglang.policy.arrivals import BurstEstimate
@@ -39,6 +42,9 @@ from echo_sglang.policy.offline_pool import PoolSettings
 from echo_sglang.policy.selection import SelectionSettings
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
+
+RESERVE_WINDOW_S = 600.0
+"""How much of the past the forecast of the burst reserve looks at."""
 
 
 class EchoScheduler(RequestIntake, StepLearning):
@@ -58,14 +64,15 @@ class EchoScheduler(RequestIntake, StepLearning):
         """Runs once cache, pools and chunk size are known."""
         super().init_schedule_policy()
         config = self.echo_config()
-        check_scheduler(self)
+        check_scheduler(self, EvictionPolicy(config.eviction))
         self.echo_settings = settings_of(config)
         self.selection_settings = SelectionSettings()
-        self.reserve_tokens = config.reserve_for(self.max_total_num_tokens)
+        self.reserve = reserve_of(config, self.max_total_num_tokens)
         self.max_pooled = config.max_pooled
         self.offline_queue = OfflineQueue(
             PoolSettings(max_wait_s=config.max_offline_wait_s), self._build_req
         )
+        self.echo_core = self._attach_core()
         self.fitter = StepTimeFitter(coverage=config.coverage)
         self.step_timer = StepTimer()
         self.bursts = BurstEstimate()
@@ -83,6 +90,16 @@ class EchoScheduler(RequestIntake, StepLearning):
         self.instruments: Instruments = prometheus_instruments(
             enabled=self.metrics_reporter.enable_metrics
         )
+
+    def _attach_core(self) -> EchoTreeCore | None:
+        """Let Echo's tree core, if it is there, follow the pool and this scheduler's clock."""
+        core = getattr(self.tree_cache, "tree_core", None)
+        if not isinstance(core, EchoTreeCore):
+            return None
+        queue = self.offline_queue
+        core.attach(self.echo_clock, queue.pool.index, queue.namespaces)
+        queue.listener = core.references_changed
+        return core
 
     # --------------------------------------------------------------- deciding
 
@@ -150,13 +167,25 @@ class EchoScheduler(RequestIntake, StepLearning):
 
     def _get_new_batch_prefill_raw(self, *args: Any, **kwargs: Any) -> Any:
         self._adder = None
-        batch, running_batch = super()._get_new_batch_prefill_raw(*args, **kwargs)
+        with self._allocating(offline=not self._serves_online()):
+            batch, running_batch = super()._get_new_batch_prefill_raw(*args, **kwargs)
         if self._adder is not None:
             self.online_denied_tokens = self._adder.online_denied_tokens
             for req in self._adder.can_run_list:
                 if req.rid in self.offline_queue:
                     self.offline_queue.admitted(req.rid)
         return batch, running_batch
+
+    def _serves_online(self) -> bool:
+        """True if this iteration prefills for an online request."""
+        chunk = self.chunked_req
+        online_chunk = chunk is not None and not is_offline(chunk)
+        return online_chunk or bool(self._plan.online_order)
+
+    def _allocating(self, *, offline: bool) -> AbstractContextManager[None]:
+        if self.echo_core is None:
+            return nullcontext()
+        return self.echo_core.allocating_for(offline=offline)
 
     def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
         """Offline rows give way, KV kept, before SGLang would retract anybody for memory."""
@@ -192,6 +221,20 @@ class EchoScheduler(RequestIntake, StepLearning):
             for line in self.decision_log.lines(self.echo_settings):
                 file.write(line + "\n")
         return len(self.decision_log)
+
+
+def reserve_of(config: EchoConfig, pool_tokens: int) -> KvDemandForecast:
+    """The burst reserve that the configuration asks for in a pool of this size."""
+    floor, ceiling = config.reserve_limits(pool_tokens)
+    if floor == ceiling:
+        return FixedReserve(floor)
+    return WindowQuantileReserve(
+        horizon_s=config.reserve_horizon_s,
+        quantile=config.reserve_quantile,
+        window_s=max(RESERVE_WINDOW_S, config.reserve_horizon_s),
+        floor_tokens=floor,
+        ceiling_tokens=ceiling,
+    )
 
 
 def settings_of(config: EchoConfig) -> CoschedulerSettings:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s: float) -> Snapshot:
     """Values only: nothing in it changes when the scheduler goes on. O(running rows)."""
     online, offline_rows = _running(scheduler, running_batch)
+    scheduler.reserve.observe(now_s, online.kv_tokens + _online_chunk_tokens(scheduler))
     waiting = tuple(_waiting_online(scheduler, req, now_s) for req in scheduler.waiting_queue)
     return Snapshot(
         step=scheduler.echo_step,
@@ -35,7 +36,7 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
         page_size=scheduler.page_size,
         chunk_cap_tokens=scheduler.chunked_prefill_size,
         free_slots=_free_slots(scheduler, running_batch),
-        memory=_memory(scheduler, running_batch),
+        memory=_memory(scheduler, running_batch, now_s),
         in_flight_s=_in_flight_s(scheduler, now_s),
         delivery_steps=2 if scheduler.enable_overlap and scheduler.device_is_synchronous else 1,
         online=online,
@@ -79,11 +80,18 @@ def _offline_row(scheduler: EchoScheduler, req: Req) -> OfflineRow:
     return OfflineRow(
         rid=req.rid,
         kv_tokens=req.seqlen,
-        private_tokens=max(req.seqlen - req.kv.cache_protected_len, 0),
+        private_tokens=max(req.seqlen - req.kv.cache_protected_len, 0)
+        + _held_alone(scheduler, req),
         output_tokens=produced,
         remaining_tokens=max(req.sampling_params.max_new_tokens - produced, 0),
         releasable=produced > 0 and can_release(req),
     )
+
+
+def _held_alone(scheduler: EchoScheduler, req: Req) -> int:
+    """Tokens in the tree that only this row holds. SGLang's own core does not tell: 0 then."""
+    core = scheduler.echo_core
+    return 0 if core is None or req.lock is None else core.held_alone(req.lock.node)
 
 
 def _waiting_online(scheduler: EchoScheduler, req: Req, now_s: float) -> WaitingOnline:
@@ -134,7 +142,7 @@ def _candidates(scheduler: EchoScheduler, now_s: float) -> tuple[OfflineCandidat
     )
 
 
-def _memory(scheduler: EchoScheduler, batch: ScheduleBatch) -> MemoryView:
+def _memory(scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float) -> MemoryView:
     allocator = scheduler.token_to_kv_pool_allocator
     ratio = scheduler.new_token_ratio_tracker.current
     growth = sum(
@@ -149,9 +157,24 @@ def _memory(scheduler: EchoScheduler, batch: ScheduleBatch) -> MemoryView:
         total_tokens=scheduler.max_total_num_tokens,
         available_tokens=allocator.available_size() + scheduler.tree_cache.evictable_size(),
         growth_tokens=int(growth) + scheduler.page_size * len(batch.reqs),
-        reserve_tokens=scheduler.reserve_tokens,
+        reserve_tokens=scheduler.reserve.reserve_tokens(now_s),
         denied_tokens=scheduler.online_denied_tokens,
+        protected_tokens=_protected_tokens(scheduler, now_s),
     )
+
+
+def _online_chunk_tokens(scheduler: EchoScheduler) -> int:
+    """KV of an online prompt whose prefill is half done."""
+    chunk = scheduler.chunked_req
+    return 0 if chunk is None or is_offline(chunk) else int(chunk.prefix_len)
+
+
+def _protected_tokens(scheduler: EchoScheduler, now_s: float) -> int:
+    if scheduler.echo_core is None:
+        return 0
+    policy = scheduler.echo_core.policy
+    policy.relearn(now_s)
+    return policy.protected_tokens()
 
 
 def _clipped_new_tokens(req: Req) -> int:

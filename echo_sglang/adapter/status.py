@@ -59,8 +59,14 @@ def _memory(scheduler: EchoScheduler) -> dict[str, int]:
         "locked": total - free - cached,
         "locked_by_online": online,
         "locked_by_offline_or_shared": max(total - free - cached - online, 0),
-        "reserved_for_online": scheduler.reserve_tokens,
+        "reserved_for_online": scheduler.reserve.reserve_tokens(scheduler.echo_clock()),
+        "protected_online": _protected(scheduler),
     }
+
+
+def _protected(scheduler: EchoScheduler) -> int:
+    core = scheduler.echo_core
+    return 0 if core is None else core.policy.protected_tokens()
 
 
 def _model(scheduler: EchoScheduler) -> dict[str, Any]:

@@ -90,6 +90,8 @@ class MemoryView:
     available_tokens: free, or cached and evictable.
     growth_tokens: what the running rows are still expected to need.
     reserve_tokens: kept from offline work for online bursts.
+    protected_tokens: the part of the available that is idle online KV worth more than the
+    offline work that would evict it.
     denied_tokens: what a waiting online request was refused in the last iteration.
     """
 
@@ -98,6 +100,7 @@ class MemoryView:
     growth_tokens: int
     reserve_tokens: int
     denied_tokens: int = 0
+    protected_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

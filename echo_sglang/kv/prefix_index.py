@@ -1,30 +1,43 @@
 """A compressed radix trie over the prompts of waiting offline requests.
 
-It answers what shares a prefix with what, without copying a token: an edge is a slice of
-the prompt that created it. Every node counts the requests below it, so the number of
-future uses of any prefix is one walk away, and every node keeps its children ordered by
-the prefill they would save, so the best group is found without looking at all of them.
+It answers what shares a prefix with what, and keeps every token that prompts share once:
+an edge owns its tokens, a prompt is the edges on its way. Every node counts the requests
+below it, so the number of future uses of any prefix is one walk away, and every node keeps
+its children ordered by the prefill they would save, so the best group is found without
+looking at all of them.
 """
 
 from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 Key = TypeVar("Key")
 
 
+class Uses(NamedTuple):
+    """Future uses of one span of a path.
+
+    waiting: prompts that pass through its end.
+    shared_depth: the deepest point before its end through which more of them pass; 0 if there
+    is none. What lies after it may be dropped without loss to those.
+    """
+
+    waiting: int
+    shared_depth: int
+
+
 class Node(Generic[Key]):
-    """A point in the trie. `depth` tokens lead to it; `count` requests pass through it."""
+    """A point in the trie. `depth` tokens lead to it, the last of them are its edge `tokens`;
+    `count` requests pass through it."""
 
-    __slots__ = ("children", "count", "depth", "heap", "keys", "parent", "start", "tokens")
+    __slots__ = ("children", "count", "depth", "heap", "keys", "parent", "tokens")
 
-    def __init__(self, parent: Node[Key] | None, tokens: array[int], start: int, depth: int):
+    def __init__(self, parent: Node[Key] | None, tokens: array[int], depth: int):
         self.parent = parent
         self.tokens = tokens
-        self.start = start
         self.depth = depth
         self.count = 0
         self.keys: dict[Key, None] = {}
@@ -34,22 +47,22 @@ class Node(Generic[Key]):
     @property
     def edge_tokens(self) -> int:
         """Length of the edge that leads here."""
-        return self.depth - self.start
+        return len(self.tokens)
 
     @property
     def saving_tokens(self) -> int:
         """Prefill saved if all requests below share this edge's KV."""
-        return (self.count - 1) * self.edge_tokens
+        return (self.count - 1) * len(self.tokens)
 
 
 class PrefixIndex(Generic[Key]):
     """Counts waiting prompts per prefix. Insert and remove cost O(prompt length) compares.
 
-    Keys are unique and opaque. Prompts must not be mutated while they are in the index.
+    Keys are unique and opaque. Prompts (int64 ids) are copied, what they share only once.
     """
 
     def __init__(self) -> None:
-        self.root: Node[Key] = Node(None, array("q"), 0, 0)
+        self.root: Node[Key] = Node(None, array("q"), 0)
         self._leaf_of: dict[Key, Node[Key]] = {}
         self._order = 0
 
@@ -68,7 +81,7 @@ class PrefixIndex(Generic[Key]):
             child = node.children.get(tokens[node.depth])
             if child is None:
                 child = self._grow(node, tokens)
-            elif (shared := _shared_edge(child, tokens)) < child.depth:
+            elif (shared := _shared_edge(child, tokens, node.depth, len(tokens))) < child.depth:
                 child = self._split(child, shared)
             node = child
         node.keys[key] = None
@@ -87,26 +100,46 @@ class PrefixIndex(Generic[Key]):
         node = leaf
         while node.count == 0 and node.parent is not None:
             parent = node.parent
-            del parent.children[node.tokens[node.start]]
+            del parent.children[node.tokens[0]]
             node = parent
         return node
 
-    def count_at(self, tokens: Sequence[int], depth: int) -> int:
-        """Number of waiting prompts that start with `tokens[:depth]`."""
+    def tokens(self, key: Key) -> array[int]:
+        """The prompt of `key`, a fresh array. Raises KeyError on an unknown key."""
+        edges = [self._leaf_of[key].tokens]
+        edges.extend(node.tokens for node in self.ancestors(key))
+        prompt = array("q")
+        for edge in reversed(edges):
+            prompt.extend(edge)
+        return prompt
+
+    def uses(self, tokens: array[int], end: int) -> Uses:
+        """Future uses of `tokens[:end]`, in one walk along it."""
         node = self.root
-        while node.depth < depth:
+        while node.depth < end:
             child = node.children.get(tokens[node.depth])
             if child is None:
-                return 0
-            end = min(child.depth, depth)
-            if child.tokens[node.depth : end] != array("q", tokens[node.depth : end]):
-                return 0
+                return Uses(0, node.depth)
+            stop = min(child.depth, end)
+            shared = _shared_edge(child, tokens, node.depth, end)
+            if shared < stop:
+                return Uses(0, shared)
             node = child
-        return node.count
+        above = node.parent
+        while above is not None and above.count == node.count:
+            above = above.parent
+        return Uses(node.count, 0 if above is None else above.depth)
 
     def path(self, key: Key) -> Iterator[Node[Key]]:
         """The nodes from where a prompt ends up to, but without, the root."""
-        node: Node[Key] | None = self._leaf_of[key]
+        leaf = self._leaf_of[key]
+        if leaf.parent is not None:
+            yield leaf
+            yield from self.ancestors(key)
+
+    def ancestors(self, key: Key) -> Iterator[Node[Key]]:
+        """The nodes strictly between the root and where a prompt ends, deepest first."""
+        node = self._leaf_of[key].parent
         while node is not None and node.parent is not None:
             yield node
             node = node.parent
@@ -145,19 +178,20 @@ class PrefixIndex(Generic[Key]):
             stack.extend(reversed(top.children.values()))
 
     def _grow(self, parent: Node[Key], tokens: array[int]) -> Node[Key]:
-        child: Node[Key] = Node(parent, tokens, parent.depth, len(tokens))
-        parent.children[tokens[parent.depth]] = child
+        child: Node[Key] = Node(parent, tokens[parent.depth :], len(tokens))
+        parent.children[child.tokens[0]] = child
         return child
 
     def _split(self, child: Node[Key], depth: int) -> Node[Key]:
         parent = child.parent
         assert parent is not None
-        middle: Node[Key] = Node(parent, child.tokens, child.start, depth)
+        cut = depth - parent.depth
+        middle: Node[Key] = Node(parent, child.tokens[:cut], depth)
+        child.tokens = child.tokens[cut:]
         middle.count = child.count
-        middle.children[child.tokens[depth]] = child
-        parent.children[child.tokens[child.start]] = middle
+        middle.children[child.tokens[0]] = child
+        parent.children[middle.tokens[0]] = middle
         child.parent = middle
-        child.start = depth
         self._rank(child)
         self._rank(middle)
         return middle
@@ -174,7 +208,7 @@ class PrefixIndex(Generic[Key]):
         if parent is None or node.count == 0:
             return
         self._order += 1
-        entry = (-node.saving_tokens, self._order, node.tokens[node.start])
+        entry = (-node.saving_tokens, self._order, node.tokens[0])
         heapq.heappush(parent.heap, entry)
         if len(parent.heap) > 2 * len(parent.children) + 16:
             self._rebuild_heap(parent)
@@ -188,16 +222,18 @@ class PrefixIndex(Generic[Key]):
         heapq.heapify(parent.heap)
 
 
-def _shared_edge(child: Node[Any], tokens: array[int]) -> int:
-    """Depth up to which `tokens` agrees with the edge of `child` (at least one token)."""
-    low = child.start + 1
-    high = min(child.depth, len(tokens))
-    if memoryview(child.tokens)[low:high] == memoryview(tokens)[low:high]:
-        return high
+def _shared_edge(child: Node[Any], tokens: array[int], start: int, end: int) -> int:
+    """Depth up to which `tokens[:end]` agrees with the edge of `child` that begins at `start`,
+    where they agree on the first token."""
+    edge = child.tokens
+    high = min(len(edge), end - start)
+    if edge[:high] == tokens[start : start + high]:
+        return start + high
+    low = 1
     while low < high:
         middle = (low + high + 1) // 2
-        if child.tokens[low:middle] == tokens[low:middle]:
+        if edge[low:middle] == tokens[start + low : start + middle]:
             low = middle
         else:
             high = middle - 1
-    return low
+    return start + low

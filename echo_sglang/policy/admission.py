@@ -69,7 +69,13 @@ class Admission:
         return memory.available_tokens - memory.growth_tokens - self.reserve_tokens()
 
     def reserve_tokens(self) -> int:
-        """The burst reserve; nothing while the server is empty, lest a long prompt starves."""
+        """KV to leave alone: the burst reserve and idle online KV worth more than this work.
+
+        Nothing while the server is empty, lest a long prompt starves.
+        """
         snapshot = self.iteration.snapshot
         empty = not self.iteration.decode.decode_rows and not snapshot.waiting_online
-        return 0 if empty and snapshot.chunk is None else snapshot.memory.reserve_tokens
+        memory = snapshot.memory
+        if empty and snapshot.chunk is None:
+            return 0
+        return memory.reserve_tokens + memory.protected_tokens

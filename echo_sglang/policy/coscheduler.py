@@ -15,6 +15,7 @@ from echo_sglang.policy.preemption import (
     covers,
     decode_shape,
     online_shortage,
+    rows_for_reserve,
     rows_for_shortage,
     rows_for_time,
 )
@@ -31,6 +32,9 @@ def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettin
     waiting = _online_order(snapshot, model)
     released = rows_for_shortage(snapshot.offline_rows, online_shortage(snapshot))
     kept = _without(snapshot.offline_rows, released)
+    if not released:
+        released = rows_for_reserve(kept, snapshot.memory)
+        kept = _without(kept, released)
     if snapshot.online.rows and model.trained:
         alone_s = model.upper(decode_shape(snapshot, ()))
         floor_s = max(decode_budget(snapshot), 1.25 * alone_s)

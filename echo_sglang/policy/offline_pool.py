@@ -10,7 +10,7 @@ import heapq
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from echo_sglang.kv.prefix_index import Node, PrefixIndex
 
@@ -20,15 +20,15 @@ WARM_TOKENS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineEntry:
-    """One waiting offline request.
+    """One waiting offline request; its tokens are in the pool's prefix index.
 
-    tokens: its prompt, or prompt and output so far if it ran before (int64 ids).
+    num_tokens: of its prompt, or of prompt and output so far if it ran before.
     deadline_s: on the scheduler's clock, or None. parked_at_step: iteration in which it
     was released, None if it never ran.
     """
 
     rid: str
-    tokens: array[int] = field(repr=False)
+    num_tokens: int
     arrival_s: float
     max_new_tokens: int
     deadline_s: float | None = None
@@ -49,12 +49,12 @@ class OfflinePool:
     def __init__(self, settings: PoolSettings | None = None) -> None:
         self._settings = settings or PoolSettings()
         self._entries: dict[str, OfflineEntry] = {}
-        self._index: PrefixIndex[str] = PrefixIndex()
+        self.index: PrefixIndex[str] = PrefixIndex()
         self._parked: dict[str, None] = {}
         self._arrivals: list[tuple[float, str]] = []
         self._deadlines: list[tuple[float, str]] = []
         self._warm: deque[str] = deque()
-        self._cursor: Node[str] = self._index.root
+        self._cursor: Node[str] = self.index.root
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -75,16 +75,18 @@ class OfflinePool:
         """How many waiting requests ran before and were released."""
         return len(self._parked)
 
-    def waiting_at(self, tokens: array[int], depth: int) -> int:
-        """How many waiting requests start with `tokens[:depth]`."""
-        return self._index.count_at(tokens, depth)
+    def tokens(self, rid: str) -> array[int]:
+        """The tokens of a waiting request, int64 ids. Raises KeyError if it does not wait."""
+        return self.index.tokens(rid)
 
-    def add(self, entry: OfflineEntry, *, cached_tokens: int = 0) -> None:
-        """Take a request in. `cached_tokens` of it are in the KV cache right now.
+    def add(self, entry: OfflineEntry, tokens: array[int], *, cached_tokens: int = 0) -> None:
+        """Take a request in. `cached_tokens` of its tokens are in the KV cache right now.
 
-        Raises KeyError if its id is in the pool already.
+        The tokens are copied, those that others share not even that. Raises KeyError if its
+        id is in the pool already.
         """
-        self._index.insert(entry.rid, entry.tokens)
+        assert entry.num_tokens == len(tokens)
+        self.index.insert(entry.rid, tokens)
         self._entries[entry.rid] = entry
         heapq.heappush(self._arrivals, (entry.arrival_s, entry.rid))
         if entry.deadline_s is not None:
@@ -97,14 +99,14 @@ class OfflinePool:
     def remove(self, rid: str) -> OfflineEntry:
         """Take a request out, finished elsewhere or aborted. Raises KeyError if absent."""
         entry = self._entries.pop(rid)
-        self._index.remove(rid)
+        self.index.remove(rid)
         self._parked.pop(rid, None)
         return entry
 
     def admit(self, rid: str) -> OfflineEntry:
         """Take a request out because it runs now; its siblings become the group at work."""
         entry = self._entries.pop(rid)
-        nearest = self._index.remove(rid)
+        nearest = self.index.remove(rid)
         if rid in self._parked:
             del self._parked[rid]
         else:
@@ -128,7 +130,7 @@ class OfflinePool:
 
         Two requests of the pool share a prefix that long exactly if the lists intersect.
         """
-        return [id(node) for node in self._index.path(rid) if node.depth > deeper_than]
+        return [id(node) for node in self.index.path(rid) if node.depth > deeper_than]
 
     def _in_order(self, now_s: float) -> Iterator[str]:
         yield from self._urgent(now_s)
@@ -136,11 +138,11 @@ class OfflinePool:
         yield from self._parked
         yield from self._warm_heads()
         group = self._group_at_work()
-        yield from (rid for rid, _ in self._index.walk(group))
-        if group is not self._index.root:
+        yield from (rid for rid, _ in self.index.walk(group))
+        if group is not self.index.root:
             following = self._best_group(exclude=group)
             if following is not None:
-                yield from (rid for rid, _ in self._index.walk(following))
+                yield from (rid for rid, _ in self.index.walk(following))
 
     def _urgent(self, now_s: float) -> Iterator[str]:
         horizon = now_s + self._settings.urgent_before_s
@@ -167,7 +169,7 @@ class OfflinePool:
             node = node.parent
         if node.depth == 0 or not self._shares(node):
             best = self._best_group(exclude=None)
-            node = best if best is not None else self._index.root
+            node = best if best is not None else self.index.root
         self._cursor = node
         return node
 
@@ -176,12 +178,12 @@ class OfflinePool:
         return node.depth >= WARM_TOKENS
 
     def _best_group(self, exclude: Node[str] | None) -> Node[str] | None:
-        node: Node[str] = self._index.root
+        node: Node[str] = self.index.root
         while True:
-            child = self._index.best_child(node)
+            child = self.index.best_child(node)
             if child is None or child is exclude or child.saving_tokens == 0:
                 break
             node = child
             if node.depth >= WARM_TOKENS:
                 break
-        return None if node is self._index.root else node
+        return None if node is self.index.root else node

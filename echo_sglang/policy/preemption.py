@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from echo_sglang.domain.batch import BatchShape
-from echo_sglang.domain.snapshot import OfflineRow, Snapshot
+from echo_sglang.domain.snapshot import MemoryView, OfflineRow, Snapshot
 from echo_sglang.estimate.step_time import StepTimeModel
 
 
@@ -43,6 +43,23 @@ def rows_for_shortage(rows: tuple[OfflineRow, ...], shortage: Shortage) -> tuple
         if row.releasable:
             chosen.append(row)
             tokens += _gain_tokens(row)
+    return tuple(chosen)
+
+
+def rows_for_reserve(rows: tuple[OfflineRow, ...], memory: MemoryView) -> tuple[OfflineRow, ...]:
+    """The fewest rows that give the burst reserve back: offline work never locks it.
+
+    One row always stays: a prompt that is alone may need more than the reserve leaves.
+    """
+    lacking = memory.reserve_tokens - memory.available_tokens
+    chosen: list[OfflineRow] = []
+    by_gain = sorted(rows, key=lambda row: (-row.private_tokens, row.output_tokens))
+    for row in by_gain:
+        if lacking <= 0 or len(chosen) + 1 >= len(rows):
+            break
+        if row.releasable and row.private_tokens > 0:
+            chosen.append(row)
+            lacking -= row.private_tokens
     return tuple(chosen)
 
 

@@ -36,13 +36,13 @@ def select_candidates(
     computing: set[int] = set()
     tokens = 0
     for entry in pool.candidates(settings.limit, now_s):
-        cached = min(probe(entry), len(entry.tokens) - 1)
+        cached = min(probe(entry), entry.num_tokens - 1)
         uncached_path = pool.path(entry.rid, deeper_than=cached + settings.slack_tokens)
         if not computing.isdisjoint(uncached_path):
             continue
         computing.update(uncached_path)
         parked_at = entry.parked_at_step
-        extend = len(entry.tokens) - cached
+        extend = entry.num_tokens - cached
         chosen.append(
             OfflineCandidate(
                 rid=entry.rid,

@@ -78,7 +78,8 @@ def test_a_request_that_gave_way_keeps_its_place_in_time() -> None:
     entry = q.pool.get("a")
     assert entry is not None
     assert entry.arrival_s == 5.0
-    assert list(entry.tokens) == [1, 2, 3, 7, 8]
+    assert list(q.tokens("a")) == [1, 2, 3, 7, 8]
+    assert entry.num_tokens == 5
     assert entry.max_new_tokens == 6  # 8 wanted, 2 there
     assert entry.parked_at_step == 33
 
@@ -87,7 +88,8 @@ def test_requests_of_other_cache_namespaces_share_no_prefix_in_the_index() -> No
     q = queue()
     put(q, tokenized("plain", [1, 2, 3]))
     put(q, tokenized("salted", [1, 2, 3], cache_salt="tenant"))
-    assert q.pool.waiting_at(array("q", [1, 2, 3]), 3) == 1
+    assert q.pool.index.uses(array("q", [1, 2, 3]), 3).waiting == 1
+    assert list(q.tokens("salted")) == [1, 2, 3]
     assert q.namespace_of("salted") == (None, "tenant")
 
 

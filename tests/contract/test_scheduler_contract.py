@@ -22,6 +22,7 @@ from echo_sglang.adapter import compat, verify
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
 from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.adapter.scheduler import EchoScheduler
+from echo_sglang.config import EvictionPolicy
 from echo_sglang.errors import IncompatibleError
 
 ECHOS_OWN = {
@@ -241,13 +242,23 @@ def test_a_model_that_echo_cannot_serve_is_refused(said: str) -> None:
     tree = SimpleNamespace(supports_mamba=lambda: mamba)
     model: Any = SimpleNamespace(tree_cache=tree, **{**MODEL, **attributes})
     with pytest.raises(IncompatibleError, match=said):
-        compat.check_scheduler(model)
+        compat.check_scheduler(model, EvictionPolicy.LRU)
 
 
 def test_an_ordinary_model_is_taken() -> None:
     tree = SimpleNamespace(supports_mamba=lambda: False)
     model: Any = SimpleNamespace(tree_cache=tree, **MODEL)
-    compat.check_scheduler(model)
+    compat.check_scheduler(model, EvictionPolicy.LRU)
+
+
+def test_value_eviction_on_a_cache_that_is_not_echos_is_noticed() -> None:
+    tree = SimpleNamespace(supports_mamba=lambda: False)
+    flags = SimpleNamespace(disable_radix_cache=False)
+    model: Any = SimpleNamespace(tree_cache=tree, server_args=flags, **MODEL)
+    with pytest.raises(IncompatibleError, match="--echo-eviction value on a SimpleNamespace"):
+        compat.check_scheduler(model, EvictionPolicy.VALUE)
+    flags.disable_radix_cache = True  # nothing is cached, so nothing is evicted
+    compat.check_scheduler(model, EvictionPolicy.VALUE)
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ class ScriptedServer:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PAIR)
         port = self._socket.bind_to_random_port(f"tcp://{HOST}")
+        echo = module == ECHO_MODULE and "--echo-off" not in flags
         search_path = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.live = _PausedServer(
             model_path=model_path,
@@ -74,8 +75,8 @@ class ScriptedServer:
                 "SGLANG_TEST_SCRIPTED_RUNTIME": "1",
                 "SGLANG_TEST_SCRIPTED_RUNTIME_IPC_ADDR": f"tcp://{HOST}:{port}",
                 "SGLANG_TEST_SCRIPTED_RUNTIME_OUT_OF_BAND_ERROR_PATH": str(self._error_path),
-                # The runtime inspects the tree core; only the Python one can be in the wheel.
-                "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
+                # The runtime inspects the tree core, which it can only in Python.
+                "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "echo" if echo else "python",
                 "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
                 "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
                 **(environment or {}),

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool
 
 
-def entry(rid: str, tokens: list[int], arrival_s: float = 0.0) -> OfflineEntry:
-    return OfflineEntry(rid=rid, tokens=array("q", tokens), arrival_s=arrival_s, max_new_tokens=8)
+def add(pool: OfflinePool, rid: str, tokens: list[int], arrival_s: float = 0.0) -> None:
+    entry = OfflineEntry(rid=rid, num_tokens=len(tokens), arrival_s=arrival_s, max_new_tokens=8)
+    pool.add(entry, array("q", tokens))
 
 
 @settings(max_examples=60, deadline=None)
@@ -25,7 +26,7 @@ def test_shuffled_questions_are_admitted_document_by_document(
 ) -> None:
     pool = OfflinePool()
     for doc, question in order:
-        pool.add(entry(f"{doc}-{question}", [doc + 1] * 100 + [50 + question] * 10))
+        add(pool, f"{doc}-{question}", [doc + 1] * 100 + [50 + question] * 10)
     admitted = []
     while len(pool):
         candidates = pool.candidates(limit, now_s=1.0)
@@ -47,7 +48,7 @@ def test_every_request_leaves_the_pool_exactly_once(data: st.DataObject) -> None
         action = data.draw(st.sampled_from(["add", "admit", "abort", "park"]))
         if action == "add" or not alive:
             tokens = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=90))
-            pool.add(entry(f"r{step}", tokens, arrival_s=step))
+            add(pool, f"r{step}", tokens, arrival_s=step)
             alive.add(f"r{step}")
         elif action == "abort":
             rid = data.draw(st.sampled_from(sorted(alive)))
@@ -55,10 +56,11 @@ def test_every_request_leaves_the_pool_exactly_once(data: st.DataObject) -> None
             alive.discard(rid)
         else:
             first = pool.candidates(1, now_s=step)[0]
+            tokens = pool.tokens(first.rid)
             taken = pool.admit(first.rid)
             alive.discard(first.rid)
             if action == "park":
-                pool.add(entry(taken.rid, [*taken.tokens, 9], taken.arrival_s))
+                add(pool, taken.rid, [*tokens, 9], taken.arrival_s)
                 alive.add(taken.rid)
         assert set(pool.rids()) == alive
         assert len(pool) == len(alive)

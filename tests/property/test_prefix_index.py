@@ -37,11 +37,22 @@ class IndexAgainstList(RuleBasedStateMachine):
         assert nearest.depth >= longest or nearest.count > 0
         assert nearest.count > 0 or nearest is self.index.root
 
-    @rule(tokens=prompts, depth=st.integers(0, 12))
-    def count_at(self, tokens: array[int], depth: int) -> None:
-        depth = min(depth, len(tokens))
-        expected = sum(other[:depth] == tokens[:depth] for other in self.model.values())
-        assert self.index.count_at(tokens, depth) == expected
+    @rule(tokens=prompts, end=st.integers(0, 12))
+    def uses(self, tokens: array[int], end: int) -> None:
+        end = min(end, len(tokens))
+        counts = [
+            sum(other[:depth] == tokens[:depth] for other in self.model.values())
+            for depth in range(end + 1)
+        ]
+        uses = self.index.uses(tokens, end)
+        assert uses.waiting == counts[end]
+        deeper = [depth for depth in range(end) if counts[depth] > counts[end]]
+        assert uses.shared_depth == max(deeper, default=0)
+
+    @invariant()
+    def every_prompt_can_be_read_back(self) -> None:
+        for key, tokens in self.model.items():
+            assert self.index.tokens(key) == tokens
 
     @invariant()
     def every_node_counts_the_requests_below_it(self) -> None:
@@ -70,8 +81,8 @@ class IndexAgainstList(RuleBasedStateMachine):
         assert node.count == below
         for first, child in node.children.items():
             assert child.parent is node
-            assert child.start == node.depth
-            assert child.tokens[child.start] == first
+            assert child.depth == node.depth + len(child.tokens)
+            assert child.tokens[0] == first
             assert child.count > 0
         return below
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from echo_sglang.config import EchoConfig
+from echo_sglang.config import EchoConfig, flag_of
 from echo_sglang.errors import ConfigError
 
 
@@ -33,6 +33,12 @@ def test_a_configuration_survives_the_environment() -> None:
         ("slo_margin", 1.5, "--echo-slo-margin"),
         ("coverage", 0.2, "--echo-coverage"),
         ("reserve_tokens", -2, "--echo-reserve-tokens"),
+        ("reserve_ceiling_tokens", -2, "--echo-reserve-ceiling-tokens"),
+        ("reserve_horizon_s", 0.0, "--echo-reserve-horizon-s"),
+        ("reserve_quantile", 1.0, "--echo-reserve-quantile"),
+        ("eviction", "fifo", "--echo-eviction"),
+        ("online_weight", -0.5, "--echo-online-weight"),
+        ("online_weight", float("inf"), "--echo-online-weight"),
         ("min_parked_steps", 1, "--echo-min-parked-steps"),
         ("max_pooled", 0, "--echo-max-pooled"),
     ],
@@ -51,11 +57,23 @@ def test_an_environment_value_that_is_no_configuration_says_what_to_do(text: str
         EchoConfig.from_json(text)
 
 
-def test_the_default_reserve_is_a_tenth_of_the_pool() -> None:
-    assert EchoConfig().reserve_for(10_000) == 1_000
-    assert EchoConfig(reserve_tokens=0).reserve_for(10_000) == 0
+def test_the_reserve_is_forecast_between_limits_unless_it_is_given() -> None:
+    assert EchoConfig().reserve_limits(10_000) == (200, 1_000)
+    assert EchoConfig(reserve_floor_tokens=3_000).reserve_limits(10_000) == (3_000, 3_000)
+    assert EchoConfig(reserve_tokens=0).reserve_limits(10_000) == (0, 0)
+    assert EchoConfig(reserve_tokens=700).reserve_limits(10_000) == (700, 700)
 
 
-def test_a_reserve_above_half_of_the_pool_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at most half"):
-        EchoConfig(reserve_tokens=6_000).reserve_for(10_000)
+@pytest.mark.parametrize(
+    "name", ["reserve_tokens", "reserve_floor_tokens", "reserve_ceiling_tokens"]
+)
+def test_a_reserve_above_half_of_the_pool_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="at most half") as refusal:
+        EchoConfig(**{name: 6_000}).reserve_limits(10_000)
+    assert flag_of(name) in str(refusal.value)
+
+
+def test_a_reserve_whose_floor_is_above_its_ceiling_is_refused() -> None:
+    config = EchoConfig(reserve_floor_tokens=900, reserve_ceiling_tokens=800)
+    with pytest.raises(ConfigError, match="at least the floor, 900"):
+        config.reserve_limits(10_000)

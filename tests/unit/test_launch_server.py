@@ -22,12 +22,14 @@ def test_flags_of_sglang_pass_through_untouched() -> None:
 
 
 def test_mixed_chunks_are_on_and_overlap_is_off_where_nothing_overlaps() -> None:
-    assert wanted([], {}) == ["--enable-mixed-chunk"]
-    assert wanted([], CPU) == ["--enable-mixed-chunk", "--disable-overlap-schedule"]
+    cache = "--radix-cache-backend=echo"
+    assert wanted([], {}) == ["--enable-mixed-chunk", cache]
+    assert wanted([], CPU) == ["--enable-mixed-chunk", cache, "--disable-overlap-schedule"]
 
 
-def test_both_can_be_had_otherwise() -> None:
-    assert wanted(["--echo-no-mixed-chunk", "--echo-cpu-overlap"], CPU) == []
+def test_all_of_it_can_be_had_otherwise() -> None:
+    argv = ["--echo-no-mixed-chunk", "--echo-cpu-overlap", "--echo-eviction", "lru"]
+    assert wanted(argv, CPU) == []
 
 
 def test_a_flag_that_was_given_is_not_given_twice() -> None:
@@ -36,6 +38,8 @@ def test_a_flag_that_was_given_is_not_given_twice() -> None:
         "-x",
         "--y",
     ]
+    assert with_flags(["--backend", "mine"], ["--backend=echo"]) == ["--backend", "mine"]
+    assert with_flags(["--backend=mine"], ["--backend=echo"]) == ["--backend=mine"]
 
 
 def test_a_bad_value_ends_with_a_message_and_no_server(capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,6 +181,37 @@ def test_offline_leaves_the_burst_reserve_alone() -> None:
     assert plan.reserve_tokens == 1_000
 
 
+def test_offline_rows_that_grew_into_the_reserve_give_way_before_anybody_needs_it() -> None:
+    # 700 available, 1,000 reserved: 300 lack, a row of 400 KV tokens holds 200 of them alone
+    rows = tuple(row(f"r{i}", kv=400) for i in range(4))
+    plan = decide(
+        snapshot(memory=memory(available=700), online=online(1, due_in_s=5.0), offline_rows=rows),
+        MODEL,
+        SETTINGS,
+    )
+    assert len(plan.release) == 2
+
+
+def test_the_last_offline_row_may_use_the_reserve_while_nobody_asks_for_it() -> None:
+    rows = (row("r", kv=9_000),)
+    plan = decide(snapshot(memory=memory(available=500), offline_rows=rows), MODEL, SETTINGS)
+    assert plan.release == ()
+
+
+def test_idle_online_kv_worth_more_than_offline_work_is_left_alone() -> None:
+    # 3,000 available, of which 1,900 are protected and 1,000 reserved: 100 are left for 317
+    view = replace(memory(available=3_000), protected_tokens=1_900)
+    plan = decide(
+        snapshot(
+            memory=view, online=online(1, due_in_s=5.0), candidates=(candidate("c", tokens=300),)
+        ),
+        MODEL,
+        SETTINGS,
+    )
+    assert plan.offline_order == ()
+    assert plan.reason is Reason.NO_MEMORY
+
+
 def test_a_prompt_larger_than_the_pool_less_reserve_still_runs_alone() -> None:
     plan = decide(snapshot(candidates=(candidate("a", tokens=9_500),)), MODEL, SETTINGS)
     assert plan.offline_order == ("a",)

@@ -13,11 +13,10 @@ def filled(documents: int, questions: int) -> OfflinePool:
     for question in range(questions):
         for document in range(documents):
             tokens = array("q", [document + 1] * 200 + [100 + question] * 10)
-            pool.add(
-                OfflineEntry(
-                    rid=f"{document}-{question}", tokens=tokens, arrival_s=0.0, max_new_tokens=8
-                )
+            entry = OfflineEntry(
+                rid=f"{document}-{question}", num_tokens=210, arrival_s=0.0, max_new_tokens=8
             )
+            pool.add(entry, tokens)
     return pool
 
 
@@ -55,16 +54,15 @@ def test_urgent_then_overdue_then_parked_come_before_the_group_at_work() -> None
     pool = OfflinePool(PoolSettings(max_wait_s=100.0, urgent_before_s=60.0))
 
     def add(rid: str, arrival_s: float, deadline_s: float | None, parked: int | None) -> None:
-        pool.add(
-            OfflineEntry(
-                rid=rid,
-                tokens=array("q", [ord(rid[0])] * 80),
-                arrival_s=arrival_s,
-                max_new_tokens=8,
-                deadline_s=deadline_s,
-                parked_at_step=parked,
-            )
+        entry = OfflineEntry(
+            rid=rid,
+            num_tokens=80,
+            arrival_s=arrival_s,
+            max_new_tokens=8,
+            deadline_s=deadline_s,
+            parked_at_step=parked,
         )
+        pool.add(entry, array("q", [ord(rid[0])] * 80))
 
     add("plain", 950.0, None, None)
     add("later", 950.0, 5_000.0, None)
@@ -79,9 +77,7 @@ def test_urgent_then_overdue_then_parked_come_before_the_group_at_work() -> None
 def test_a_request_that_is_already_cached_goes_before_a_cold_group() -> None:
     pool = OfflinePool()
     for rid, first in (("cold", 1), ("warm", 2)):
+        entry = OfflineEntry(rid=rid, num_tokens=200, arrival_s=0.0, max_new_tokens=8)
         tokens = array("q", [first] * 200)
-        pool.add(
-            OfflineEntry(rid=rid, tokens=tokens, arrival_s=0.0, max_new_tokens=8),
-            cached_tokens=150 if rid == "warm" else 0,
-        )
+        pool.add(entry, tokens, cached_tokens=150 if rid == "warm" else 0)
     assert [entry.rid for entry in pool.candidates(2, now_s=0.0)] == ["warm", "cold"]
