@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echo_sglang.config import CONFIG_ENV
+from echo_sglang.config import CONFIG_ENV, EvictionPolicy
 from echo_sglang.sim.catalog import device_named
 from echo_sglang.sim.device import Device, RooflineDevice
 from echo_sglang.sim.environment import prepare_environment
@@ -152,6 +152,14 @@ def _server_args(setup: ServerSetup, model: Path) -> Any:
         "disable_overlap_schedule": not setup.overlap,
         "enable_priority_scheduling": setup.priority,
         "log_level": "error",
+        **_cache_arguments(setup),
         **setup.server_args,
     }
     return ServerArgs(**arguments)
+
+
+def _cache_arguments(setup: ServerSetup) -> dict[str, Any]:
+    """Echo's KV cache, where its configuration asks for it, as the launcher chooses it."""
+    if setup.echo is None or setup.echo.eviction == EvictionPolicy.LRU:
+        return {}
+    return {"radix_cache_backend": "echo"}
