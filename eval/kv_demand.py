@@ -242,9 +242,10 @@ def add_command(commands: Any) -> None:
     command.add_argument("--adaptive-window-s", type=float, default=900.0, help="seconds")
     command.add_argument("--violation-rate", type=float, default=0.05, help="wanted share")
     command.add_argument("--name", default="kv-demand", help="result folder below results/")
+    command.set_defaults(execute=main)
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> None:
     """Run the experiment that the command line asks for and print it."""
     plan = Plan(
         results=REPOSITORY / "results" / arguments.name,
@@ -259,4 +260,3 @@ def main(arguments: argparse.Namespace) -> int:
     for claim, holds in verdict(table, plan.violation_rate).items():
         print(f"{claim}: {'yes' if holds else 'no'}")
     print(f"written to {plan.results.relative_to(REPOSITORY)}/")
-    return 0

@@ -10,11 +10,12 @@ import pytest
 
 from echo_sglang.errors import WorkloadError
 from eval import foundation
+from eval.commands import plan_from
 from eval.contenders import CONFIGS, echo, search_candidates, stock_priority
 from eval.foundation import Cell, Plan, best_candidate, cells_of, load_cell, verdict
 from eval.harness.report import medians, text_table
 from eval.harness.workload import Order
-from eval.run import build_parser, main, plan_from
+from eval.run import build_parser, main
 
 PROVENANCE = {
     "hardware": "CPU",

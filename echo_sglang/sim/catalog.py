@@ -1,0 +1,113 @@
+"""Hardware and models that are described, each figure with its source."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from echo_sglang.errors import ConfigError
+from echo_sglang.sim.device import Hardware, ModelShape, RooflineDevice
+
+_ASSUMED = "; compute share 0.5 of the peak and the overhead are assumptions"
+
+HARDWARE = {
+    hardware.name: hardware
+    for hardware in (
+        Hardware(
+            name="A100-80G",
+            peak_flops=312e12,
+            compute_share=0.5,
+            memory_bytes_per_s=2.039e12,
+            memory_share=0.785,  # 1.6 TB/s
+            overhead_s=3e-3,
+            memory_bytes=80e9,
+            link_bytes_per_s=300e9,
+            source="NVIDIA A100 datasheet, SXM4 80 GB: 312 TFLOP/s bf16 dense, 2,039 GB/s, "
+            "NVLink 600 GB/s in both directions" + _ASSUMED,
+        ),
+        Hardware(
+            name="H100",
+            peak_flops=989e12,
+            compute_share=0.5,
+            memory_bytes_per_s=3.35e12,
+            memory_share=0.785,
+            overhead_s=3e-3,
+            memory_bytes=80e9,
+            link_bytes_per_s=450e9,
+            source="NVIDIA H100 datasheet, SXM5 80 GB: 989 TFLOP/s bf16 dense, 3.35 TB/s, "
+            "NVLink 900 GB/s in both directions" + _ASSUMED,
+        ),
+        Hardware(
+            name="RTX4090",
+            peak_flops=165.2e12,
+            compute_share=0.85,
+            memory_bytes_per_s=1.008e12,
+            memory_share=0.9,
+            overhead_s=3e-3,
+            memory_bytes=24e9,
+            source="NVIDIA Ada GPU architecture whitepaper: 165.2 TFLOP/s bf16 dense with fp32 "
+            "accumulation, 1,008 GB/s" + _ASSUMED,
+        ),
+    )
+}
+
+_LLAMA_8B = ModelShape(
+    name="Llama-3.1-8B",
+    layers=32,
+    hidden=4096,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    intermediate=14_336,
+    vocabulary=128_256,
+    source="config.json of meta-llama/Llama-3.1-8B",
+)
+
+MODELS = {
+    model.name: model
+    for model in (
+        _LLAMA_8B,
+        replace(
+            _LLAMA_8B,
+            name="Llama-3.1-8B-flat",
+            every_parameter_counts=True,
+            source="as Llama-3.1-8B, 2 x 8.03e9 operations for every token",
+        ),
+        ModelShape(
+            name="Llama-3.1-70B",
+            layers=80,
+            hidden=8192,
+            heads=64,
+            kv_heads=8,
+            head_dim=128,
+            intermediate=28_672,
+            vocabulary=128_256,
+            source="config.json of meta-llama/Llama-3.1-70B",
+        ),
+    )
+}
+
+
+def device_named(name: str) -> RooflineDevice:
+    """Such as "A100-80G:Llama-3.1-8B" or "H100x4:Llama-3.1-70B".
+
+    Raises ConfigError that lists what is known.
+    """
+    match = re.fullmatch(r"(?P<hardware>[^:]+?)(?:x(?P<width>\d+))?:(?P<model>.+)", name)
+    hardware = HARDWARE.get(match["hardware"]) if match else None
+    model = MODELS.get(match["model"]) if match else None
+    if match is None or hardware is None or model is None:
+        raise ConfigError(
+            f"unknown device {name!r}; say HARDWARE:MODEL or HARDWARExN:MODEL with hardware "
+            f"{', '.join(HARDWARE)} and model {', '.join(MODELS)}"
+        )
+    width = int(match["width"] or 1)
+    weights = model.parameters * model.bytes_per_value
+    if width < 1 or weights > width * hardware.memory_bytes:
+        raise ConfigError(
+            f"{name}: {weights / 1e9:.0f} GB of weights do not fit {width} x "
+            f"{hardware.memory_bytes / 1e9:.0f} GB; say {hardware.name}xN:{model.name} with more"
+        )
+    if width > 1 and not hardware.link_bytes_per_s:
+        raise ConfigError(f"{name}: no link between several {hardware.name} is described; use one")
+    return RooflineDevice(hardware, model, width)

@@ -1,0 +1,62 @@
+"""Emulated runs in processes of their own, several at a time, forked from one that is warm."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from echo_sglang.sim.environment import prepare_environment
+from echo_sglang.sim.errors import EmulationError
+from echo_sglang.sim.run import execute
+from echo_sglang.sim.spec import RunSpec
+
+LOG_TAIL_LINES = 30
+
+
+def execute_all(specs: Sequence[RunSpec], *, jobs: int = 1) -> Iterator[dict[str, Any]]:
+    """What `execute` returns for each of `specs`, in order, as soon as it is there.
+
+    SGLang's state is global, so every run gets a process. Raises EmulationError with the end
+    of a run's output at the first that fails.
+    """
+    if not specs:
+        return
+    prepare_environment()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["echo_sglang.sim.preload"])
+    with ProcessPoolExecutor(
+        max_workers=max(jobs, 1), mp_context=context, max_tasks_per_child=1
+    ) as pool:
+        waiting = [pool.submit(_execute, spec.to_json()) for spec in specs]
+        try:
+            for future in waiting:
+                result, failure = future.result()
+                if failure is not None:
+                    raise EmulationError(f"an emulated run failed:\n{failure}")
+                yield result
+        except BrokenProcessPool as error:
+            raise EmulationError(
+                "the process of an emulated run died without a word; is there enough memory?"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _execute(spec: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """In the child: SGLang's many lines go to a file that only a failure shows."""
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            return execute(RunSpec.from_json(spec)), None
+        except BaseException:
+            log.seek(0)
+            lines = log.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+            return {}, "\n".join([*lines, traceback.format_exc()])

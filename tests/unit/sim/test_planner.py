@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from echo_sglang.errors import ConfigError, WorkloadError
+from echo_sglang.sim.__main__ import main
+from echo_sglang.sim.documents import DocumentQuestions
+from echo_sglang.sim.metrics import Slo
+from echo_sglang.sim.plan_report import plot_trade_off, text_answer
+from echo_sglang.sim.planner import Question, cached, plan
+from echo_sglang.sim.recipe_names import offline_recipe, online_source
+from echo_sglang.sim.spec import RunSpec
+
+CAPACITY_PER_S = 3.0
+"""Online requests per second that one fake server answers in time."""
+
+
+class FakeServers:
+    """Holds its SLO up to CAPACITY_PER_S; harvests what is left of it, in proportion to the
+    share of the SLO that Echo may use."""
+
+    def __init__(self) -> None:
+        self.specs: list[RunSpec] = []
+
+    def __call__(self, specs: Sequence[RunSpec]) -> Iterator[dict[str, Any]]:
+        for spec in specs:
+            self.specs.append(spec)
+            yield {"summary": self._summary(spec)}
+
+    def _summary(self, spec: RunSpec) -> dict[str, Any]:
+        online = spec.workload().online
+        load = len(online) / spec.window_s
+        echo = spec.setup.echo
+        assert echo is not None
+        rate = max(CAPACITY_PER_S - load, 0.0) * echo.slo_margin
+        return {
+            "online_requests": len(online),
+            "attainment": 1.0 if load <= CAPACITY_PER_S else 0.5,
+            "ttft_p99_s": 0.1 * load,
+            "tpot_p99_s": 0.01 * load,
+            "offline_per_s": rate if len(spec.recipes) > 1 else None,
+            "offline_tokens_per_s": 100 * rate if len(spec.recipes) > 1 else None,
+            "offline_hit_rate": 0.5,
+            "share_of_limit": 0.5,
+            "pool_dry": False,
+        }
+
+
+def question(**fields: Any) -> Question:
+    return Question(
+        **{
+            "device": "A100-80G:Llama-3.1-8B",
+            "online": online_source("poisson:10"),
+            "offline": DocumentQuestions(documents=2),
+            "slo": Slo(ttft_s=0.5, tpot_s=0.05),
+            "window_s": 600.0,
+        }
+        | fields
+    )
+
+
+def silent(text: str) -> None:
+    """Progress that nobody reads."""
+
+
+def test_the_fewest_replicas_that_hold_are_found() -> None:
+    answer = plan(question(), FakeServers(), silent)
+    # 10/s over 4 servers are 2.5/s each; over 3 they are 3.3/s, above 3.
+    assert (answer.replicas, answer.holds) == (4, True)
+
+
+def test_given_replicas_that_do_not_hold_are_said_not_to() -> None:
+    answer = plan(question(replicas=2), FakeServers(), silent)
+    assert (answer.replicas, answer.holds) == (2, False)
+
+
+def test_the_harvest_is_that_of_all_replicas() -> None:
+    servers = FakeServers()
+    answer = plan(question(replicas=5), servers, silent)
+    (window,) = answer.windows
+    load = window.online_requests / 600.0
+    assert window.harvested_per_s == pytest.approx(5 * (CAPACITY_PER_S - load) * window.margin)
+    assert window.harvested_tokens_per_s == pytest.approx(100 * window.harvested_per_s)
+
+
+def test_the_trade_off_has_one_point_per_margin_in_order() -> None:
+    answer = plan(question(replicas=5, margins=(0.9, 0.5)), FakeServers(), silent)
+    assert [point.margin for point in answer.trade_off] == [0.5, 0.85, 0.9]
+    rates = [point.harvested_per_s for point in answer.trade_off]
+    assert rates == sorted(rates)
+
+
+def test_a_batch_takes_its_lines_over_the_mean_rate() -> None:
+    asked = question(replicas=5, batch_lines=1000, batch_window_s=60.0)
+    answer = plan(asked, FakeServers(), silent)
+    assert answer.batch_s == pytest.approx(1000 / answer.windows[0].harvested_per_s)
+    assert answer.batch_fits is (answer.batch_s <= 60.0)
+
+
+def test_a_batch_that_can_never_finish_is_said_so() -> None:
+    asked = question(replicas=1, batch_lines=10)
+    answer = plan(asked, FakeServers(), silent)
+    assert answer.batch_s == float("inf") and answer.batch_fits is False
+    assert "for ever" in text_answer(asked, answer)
+    assert (answer.to_json()["batch_s"], answer.to_json()["batch_fits"]) == (None, False)
+
+
+def test_the_busiest_window_sets_the_replicas() -> None:
+    # ServeGen-like: the second window asks for most, but a Poisson source has equal ones.
+    asked = question(starts_s=(0.0, 600.0))
+    answer = plan(asked, FakeServers(), silent)
+    assert [window.start_s for window in answer.windows] == [0.0, 600.0]
+
+
+def test_an_interrupted_plan_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    asked = question(replicas=5)
+
+    class Interrupted(FakeServers):
+        def __call__(self, specs: Sequence[RunSpec]) -> Iterator[dict[str, Any]]:
+            for number, result in enumerate(super().__call__(specs)):
+                if number == 3:
+                    raise KeyboardInterrupt
+                yield result
+
+    first, second = Interrupted(), FakeServers()
+    with pytest.raises(KeyboardInterrupt):
+        plan(asked, cached(tmp_path, first), silent)
+    resumed = plan(asked, cached(tmp_path, second), silent)
+    whole = plan(asked, FakeServers(), silent)
+    assert resumed == whole
+    digests = [spec.digest for spec in second.specs]
+    # Three results were kept; alone is the same run for every margin and made only once.
+    assert not {spec.digest for spec in first.specs[:3]} & set(digests)
+    assert len(digests) == len(set(digests)) == 6 - 3
+
+
+def test_an_slo_below_a_single_step_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match="TPOT 5 ms cannot be held"):
+        question(slo=Slo(ttft_s=0.5, tpot_s=0.005))
+    with pytest.raises(ConfigError, match="TTFT 1 ms cannot be held"):
+        question(slo=Slo(ttft_s=0.001, tpot_s=0.05))
+
+
+def test_the_pool_is_what_the_weights_leave() -> None:
+    # (0.9 * 80 GB - 16.06 GB) / 128 KiB.
+    assert question().pool_tokens == pytest.approx(426_788, abs=2)
+    assert question(kv_tokens=1000).pool_tokens == 1000
+
+
+def test_the_answer_can_be_read_and_plotted(tmp_path: Path) -> None:
+    asked = question(replicas=5)
+    answer = plan(asked, FakeServers(), silent)
+    assert "holds" in text_answer(asked, answer)
+    assert json.loads(json.dumps(answer.to_json()))["replicas"] == 5
+    plot_trade_off(asked, answer, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("text", ["poisson:0", "poisson:x", "azure:", "pigeons:3", ""])
+def test_unknown_online_traffic_is_answered_with_the_forms(text: str) -> None:
+    with pytest.raises(WorkloadError, match="azure:CSV"):
+        online_source(text)
+
+
+@pytest.mark.parametrize("text", ["documents:", "documents:9", "novels:3"])
+def test_unknown_offline_work_is_answered_with_the_forms(text: str) -> None:
+    with pytest.raises(WorkloadError, match="documents:DOCUMENTS"):
+        offline_recipe(text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--online", "poisson:1", "--slo", "500"], "expected 2 numbers"),
+        (["--online", "poisson:1", "--hardware", "TPU:X"], "A100-80G"),
+        (["--online", "poisson:1", "--replicas", "0"], "replicas 0"),
+        (["--online", "azure:nowhere.csv"], "nowhere.csv cannot be read"),
+    ],
+)
+def test_the_command_says_what_cannot_be_planned(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *flags, "--results", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
