@@ -60,6 +60,8 @@ class Bench:
         self.bytes_per_leaf = (resident_bytes() - before - values) / leaves
         self._rng = random.Random(SEED)
         self._fresh = 0
+        self._held: Any = None
+        self._inserted = array("q")
         if core == "echo":
             self._pool()
 
@@ -69,8 +71,9 @@ class Bench:
             "match": self._timed(self._match_one),
             "insert": self._timed(self._insert_one),
             "lock+unlock": self._timed(self._lock_one),
-            "evict": self._timed(self._evict_one),
         }
+        self.cache.unlock(self._held)
+        found["evict"] = self._timed(self._evict_one)
         if self.core == "echo":
             found["reference"] = self._timed(self._reference_one)
         found["bytes/leaf"] = self.bytes_per_leaf
@@ -124,8 +127,24 @@ class Bench:
         return lambda: self.cache.insert(params)
 
     def _insert_one(self) -> Callable[[], Any]:
+        """A request gives its own tokens to the tree; it holds the prefix that it shares.
+
+        As in SGLang, its lock then moves to what it inserted until it is released; that is not
+        timed here.
+        """
+        if self._held is not None:
+            self.cache.unlock(self._hold(self._inserted))
+            self.cache.unlock(self._held)
         self._fresh += 1
-        return self._insertion(sequence(self._rng.randrange(self.leaves), tail=1 + self._fresh))
+        self._inserted = sequence(self._rng.randrange(self.leaves), tail=1 + self._fresh)
+        self._held = self._hold(self._inserted)
+        return self._insertion(self._inserted)
+
+    def _hold(self, tokens: array[int]) -> Any:
+        from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+
+        match = self.cache.match_prefix(MatchPrefixParams(key=self._key(tokens)))
+        return self.cache.lock(match.last_device_node)
 
     def _lock_one(self) -> Callable[[], Any]:
         from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams

@@ -40,8 +40,9 @@ TRIM_TOKENS = 128
 """A leaf with a future loses at least this many tokens at once: each cut costs a split."""
 
 
-UNRANKED_LEAVES = 64
-"""Leaves that wait to be ranked until one is evicted: more would make that one slow."""
+UNRANKED_LEAVES = 32
+"""Leaves that may wait to be ranked, and as many again before some are: most of them are in
+use again soon, and all of them are ranked when one is to be evicted."""
 
 
 class EchoTreeNode(UnifiedTreeNode):
@@ -75,11 +76,13 @@ class EchoKey(RadixKey):
 
     @classmethod
     def of(cls, key: RadixKey) -> EchoKey:
-        """The same key."""
+        """The same key, its tokens not shared with anything longer."""
         return cls(key.raw_token_ids(), key.extra_key, key.is_bigram, None, key.cache_salt)
 
     def __getitem__(self, index: int | slice) -> EchoKey:
-        return EchoKey.of(super().__getitem__(index))
+        part = super().__getitem__(index)
+        part.__class__ = EchoKey
+        return part
 
     def match_at(self, other: RadixKey, offset: int, page_size: int = 1) -> int:
         """Logical tokens shared with `other` from `offset` on, a multiple of `page_size`."""
@@ -206,12 +209,14 @@ class EchoTreeCore(UnifiedTreeCore):
             above = above.parent
 
     def _mark_online(self, node: EchoTreeNode) -> None:
-        now_s = self.clock()
+        now_s, root = self.clock(), self.root_node
+        same_use_s = now_s - SAME_USE_S
         above = node
-        while above is not self.root_node:
-            if not above.online or above.online_used_s < now_s - SAME_USE_S:
+        while above is not root:
+            if above.online_used_s < same_use_s:
                 above.online, above.online_used_s = True, now_s
-                self.became_idle(above)
+                if not above.component_data[FULL].lock_ref:
+                    self.became_idle(above)
             elif above is not node:
                 break
             above = above.parent
@@ -228,7 +233,8 @@ class EchoTreeCore(UnifiedTreeCore):
         if node not in self.policy.ages:
             self.became_idle(node)
         self.policy.leaf(node, tokens=len(node.key), now_s=self.clock())
-        self.policy.rank(self.references_of, keep=UNRANKED_LEAVES)
+        if self.policy.num_unranked > 2 * UNRANKED_LEAVES:
+            self.policy.rank(self.references_of, keep=UNRANKED_LEAVES)
 
     def held_alone(self, node_id: int) -> int:
         """Tokens on the path to a node that one request alone holds, if it holds that node."""
@@ -303,7 +309,7 @@ class EchoTreeCore(UnifiedTreeCore):
             node = node.parent
         tokens = self._namespaces.mark(keys[-1].extra_key, keys[-1].cache_salt)[:]
         for key in reversed(keys):
-            tokens.extend(key.raw_token_ids())
+            tokens.extend(key.token_ids)
         return tokens
 
     # --------------------------------------------------------------- eviction

@@ -40,12 +40,13 @@ class AgeBuckets(Generic[Item]):
 
     def enter(self, item: Item, *, used_s: float, tokens: int, now_s: float) -> int:
         """`item`, last used at `used_s`, is idle now; returns its bucket. In again: replaced."""
-        self.leave(item)
+        if item in self._idle:
+            self.leave(item)
         bucket = bucket_of(now_s - used_s)
         self._tickets += 1
-        self._idle[item] = _Idle(bucket, tokens, used_s, self._tickets)
+        idle = self._idle[item] = _Idle(bucket, tokens, used_s, self._tickets)
         self._tokens[bucket] += tokens
-        self._schedule(item)
+        self._schedule(item, idle)
         return bucket
 
     def leave(self, item: Item) -> int | None:
@@ -87,11 +88,10 @@ class AgeBuckets(Generic[Item]):
             self._tokens[idle.bucket] -= idle.tokens
             idle.bucket = max(bucket_of(now_s - idle.used_s), idle.bucket + 1)
             self._tokens[idle.bucket] += idle.tokens
-            self._schedule(item)
+            self._schedule(item, idle)
             yield item, idle.bucket
 
-    def _schedule(self, item: Item) -> None:
-        idle = self._idle[item]
+    def _schedule(self, item: Item, idle: _Idle) -> None:
         if idle.bucket == NUM_BUCKETS - 1:
             return
         heapq.heappush(self._due, (idle.used_s + AGE_EDGES_S[idle.bucket], idle.ticket, item))

@@ -8,6 +8,7 @@ of its estimate). Evicted in rising worth, the least recently used first among e
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -50,7 +51,7 @@ class CachePolicy(Generic[Node]):
         self._settings = settings
         self._by_value = settings.policy is EvictionPolicy.VALUE
         self.reuse = ReuseByAge()
-        self._unranked: dict[Node, None] = {}
+        self._unranked: OrderedDict[Node, None] = OrderedDict()
         self.order: EvictionOrder[Node] = EvictionOrder()
         self.ages: AgeBuckets[Node] = AgeBuckets()
 
@@ -98,11 +99,15 @@ class CachePolicy(Generic[Node]):
         else:
             self.order.discard(node)
 
+    @property
+    def num_unranked(self) -> int:
+        """Leaves that are not in the order of eviction yet."""
+        return len(self._unranked)
+
     def rank(self, references_of: Callable[[Node], int], *, keep: int = 0) -> None:
         """Put leaves into the order of eviction, first come first, until `keep` are left."""
         while len(self._unranked) > keep:
-            node = next(iter(self._unranked))
-            del self._unranked[node]
+            node, _ = self._unranked.popitem(last=False)
             bucket = self.ages.bucket(node)
             queue = OFFLINE_ONLY if bucket is None else self._queue(bucket)
             references = references_of(node) if self._by_value else 0

@@ -120,10 +120,10 @@ class PrefixIndex(Generic[Key]):
             child = node.children.get(tokens[node.depth])
             if child is None:
                 return Uses(0, node.depth)
-            stop = min(child.depth, end)
-            shared = _shared_edge(child, tokens, node.depth, end)
-            if shared < stop:
-                return Uses(0, shared)
+            if child.depth > end or child.tokens != tokens[node.depth : child.depth]:
+                shared = _shared_edge(child, tokens, node.depth, end)
+                if shared < min(child.depth, end):
+                    return Uses(0, shared)
             node = child
         above = node.parent
         while above is not None and above.count == node.count:
