@@ -167,7 +167,7 @@ class StepTimeFitter:
     def refit(self) -> None:
         """Fit anew to what was measured. `observe` does so when it is due."""
         early = self._observed < 4 * self._min_samples
-        if early and self._live.one_sided and not self._model.trained:
+        if early and self._live.one_sided and self._profile is None:
             return
         weights = self._live.weights(self._model.fitted_weight)
         self._since_fit = 0
@@ -188,15 +188,17 @@ class StepTimeFitter:
         return self._health.status()
 
     def _calibrate(self, shape: BatchShape, seconds: float) -> float | None:
-        """Hold the prediction against the measurement; see `Health.compared`."""
-        model, regime = self._model, shape.regime
-        predicted_s = model.predict(shape)
-        if predicted_s <= 0.0:
+        """Hold the prediction against the measurement; see `Health.compared`.
+
+        A guess beyond the hull is not held against the model.
+        """
+        regime = shape.regime
+        predicted_s = self._model.predict(shape)
+        if predicted_s <= 0.0 or self._model.widening(shape) > 0.0:
             return None
-        factor, widening = self._factors[regime], model.widening(shape)
-        upper_s = predicted_s * math.exp(factor.log_factor + widening)
-        log_ratio = math.log(seconds / predicted_s) - widening
-        self._factors[regime] = factor.following(log_ratio)
+        factor = self._factors[regime]
+        upper_s = predicted_s * math.exp(factor.log_factor)
+        self._factors[regime] = factor.following(math.log(seconds / predicted_s))
         return self._health.compared(regime, predicted_s, upper_s, seconds)
 
     def _restart(self, drift_ratio: float) -> None:

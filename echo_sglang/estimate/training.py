@@ -24,6 +24,9 @@ Array = NDArray[np.float64]
 MIN_SAMPLES = 60
 MIN_CALIBRATION = 20
 """Held-out iterations below which a regime shares the factor of all."""
+FOLDS = 4
+SHORTEST_S = 1e-9
+"""No prediction counts as shorter."""
 OTHERS_WEIGHT = 20.0
 """Iterations of its own that all of the other regimes together count like."""
 
@@ -64,7 +67,7 @@ def train(
         samples=len(fitting),
         hull=hull_of((s.shape for s in fitting), PROFILE_REACH),
     )
-    model = _calibrated(model, calibration, coverage)
+    model = _calibrated(model, fitting, calibration, coverage)
     return Training(model=model, reports=judge(model, judging))
 
 
@@ -105,25 +108,67 @@ def _fit_regime(x: Array, seconds: Array, own: NDArray[np.bool_]) -> RegimeFit:
 
 
 def _calibrated(
-    model: StepTimeModel, samples: Sequence[StepSample], coverage: float
+    model: StepTimeModel,
+    fitting: Sequence[StepSample],
+    calibration: Sequence[StepSample],
+    coverage: float,
 ) -> StepTimeModel:
-    scores: dict[Regime, list[float]] = {regime: [] for regime in Regime}
-    for shape, seconds in ((s.shape, s.seconds) for s in samples):
-        score = math.log(seconds / model.predict(shape)) - model.widening(shape)
-        scores[shape.regime].append(score)
-    everything = [score for own in scores.values() for score in own]
-    factors = {
-        regime: split_log_factor(
-            np.array(own if len(own) >= MIN_CALIBRATION else everything), coverage
-        )
-        for regime, own in scores.items()
-    }
+    """The model with a factor per regime from held-out errors.
+
+    Errors on the calibration share are few for a high quantile. Errors on the fitting share
+    by fits that were not shown them join in, scaled to the size of the former: they add to
+    what is known of the errors' distribution, not of their size.
+    """
+    errors = [_log_ratio(model, s) - model.widening(s.shape) for s in calibration]
+    held_out = _scores(calibration, errors)
+    crossed = _scores(fitting, _cross_fitted(fitting))
+    everything = np.concatenate([held_out[regime] for regime in Regime])
+    factors: dict[Regime, float] = {}
+    for regime in Regime:
+        own = held_out[regime]
+        if len(own) < MIN_CALIBRATION:
+            own = everything
+        elif _size(crossed[regime], own) > 0.0:
+            scale = _size(own, own) / _size(crossed[regime], own)
+            own = np.concatenate([own, scale * crossed[regime]])
+        factors[regime] = split_log_factor(own, coverage)
     return replace(
         model,
         extend_log_factor=factors[Regime.EXTEND],
         decode_log_factor=factors[Regime.DECODE],
         mixed_log_factor=factors[Regime.MIXED],
     )
+
+
+def _cross_fitted(samples: Sequence[StepSample]) -> list[float]:
+    """Log errors of each sample by a fit to the other folds; they come shuffled already."""
+    errors = [0.0] * len(samples)
+    for fold in range(FOLDS):
+        fitted = fit_times([s for i, s in enumerate(samples) if i % FOLDS != fold])
+        model = StepTimeModel(fitted=fitted)
+        for i in range(fold, len(samples), FOLDS):
+            errors[i] = _log_ratio(model, samples[i])
+    return errors
+
+
+def _log_ratio(model: StepTimeModel, sample: StepSample) -> float:
+    return math.log(sample.seconds / max(model.predict(sample.shape), SHORTEST_S))
+
+
+def _scores(samples: Sequence[StepSample], errors: Sequence[float]) -> dict[Regime, Array]:
+    return {
+        regime: np.array(
+            [e for s, e in zip(samples, errors, strict=True) if s.shape.regime is regime],
+            dtype=float,
+        )
+        for regime in Regime
+    }
+
+
+def _size(errors: Array, like: Array) -> float:
+    """Mean absolute error, none counted as more than the 90 % quantile of `like`."""
+    most = float(np.quantile(np.abs(like), 0.9))
+    return float(np.minimum(np.abs(errors), most).mean()) if len(errors) else 0.0
 
 
 def _divide(

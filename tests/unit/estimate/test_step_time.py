@@ -229,6 +229,18 @@ def test_beyond_the_hull_the_bound_widens_with_the_distance_up_to_its_largest() 
     assert bounds[-1] == pytest.approx(0.01 * math.exp(MAX_WIDENING))
 
 
+def test_a_guess_beyond_the_hull_is_not_held_against_the_model() -> None:
+    fitter = from_profile()
+    before = fitter.model
+    far = BatchShape(decode_rows=4_000, decode_kv_tokens=9_000_000)
+    assert before.extrapolates(far)
+    fitter.observe(far, 5.0 * before.predict(far))
+    after = fitter.model
+    assert after.decode_log_factor == before.decode_log_factor
+    assert fitter.status().regimes == ()
+    assert not after.extrapolates(far)
+
+
 def test_a_model_without_a_hull_knows_prefill_up_to_twice_its_largest() -> None:
     model = StepTimeModel(weights_s=(0.01, *(0.0,) * 12), largest_extend_tokens=100)
     assert not model.extrapolates(BatchShape().with_chunk(200, 9_000))
