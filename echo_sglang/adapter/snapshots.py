@@ -59,7 +59,7 @@ def _running(
 ) -> tuple[OnlineLoad, tuple[OfflineRow, ...]]:
     slo = scheduler.echo_settings.slo
     rows = kv_tokens = 0
-    deadline_s = gap_s = None
+    deadline_s = gap_s = tpot_s = None
     offline: list[OfflineRow] = []
     for req in batch.reqs:
         if req.finished():
@@ -74,8 +74,13 @@ def _running(
             due_s, late_s = progress.next_deadline_s(slo), progress.gap_deadline_s(slo)
             deadline_s = due_s if deadline_s is None else min(deadline_s, due_s)
             gap_s = late_s if gap_s is None else min(gap_s, late_s)
+            tpot_s = progress.tpot_slo_s if tpot_s is None else min(tpot_s, progress.tpot_slo_s)
     load = OnlineLoad(
-        rows=rows, kv_tokens=kv_tokens, earliest_deadline_s=deadline_s, earliest_gap_s=gap_s
+        rows=rows,
+        kv_tokens=kv_tokens,
+        earliest_deadline_s=deadline_s,
+        earliest_gap_s=gap_s,
+        tightest_tpot_s=tpot_s,
     )
     return load, tuple(offline)
 

@@ -17,6 +17,10 @@ from echo_sglang.errors import IncompatibleError
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 
+TREE = "sglang.srt.mem_cache.unified_cache.unified_tree"
+FULL = "sglang.srt.mem_cache.unified_cache.components.full.FullComponent"
+CACHE = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
+
 CONTRACT: dict[str, tuple[str, ...]] = {
     f"{SCHEDULER}.has_prefill_candidates": ("self",),
     f"{SCHEDULER}.prefill_candidates": ("self",),
@@ -56,6 +60,28 @@ CONTRACT: dict[str, tuple[str, ...]] = {
         "self",
         "key",
     ),
+    "sglang.srt.mem_cache.radix_cache.RadixKey.match_at": ("self", "other", "offset", "page_size"),
+    "sglang.srt.mem_cache.radix_cache.RadixKey.child_key_at": ("self", "offset", "page_size"),
+    "sglang.srt.mem_cache.registry.register_radix_cache_backend": ("name", "factory"),
+    "sglang.srt.mem_cache.registry.create_unified_radix_cache": ("ctx", "cache_class"),
+    "sglang.srt.mem_cache.unified_cache.tree_core_registry.register_tree_core_backend": (
+        "name",
+        "factory",
+    ),
+    f"{TREE}_core.UnifiedTreeCore.reset": ("self",),
+    f"{TREE}_core.UnifiedTreeCore._new_node": ("self", "priority"),
+    f"{TREE}_core.UnifiedTreeCore._add_new_node": ("self", "parent", "key"),
+    f"{TREE}_core.UnifiedTreeCore._split_node": ("self", "key", "child", "split_len"),
+    f"{TREE}_core.UnifiedTreeCore._advance_insert": ("self",),
+    f"{TREE}_core.UnifiedTreeCore._remove_leaf_from_parent": ("self", "node"),
+    f"{TREE}_core.UnifiedTreeCore.match_full_device_prefix": ("self", "key"),
+    f"{FULL}._evict_device_start": ("self", "request_cnt"),
+    f"{FULL}._evict_device_next_node": ("self", "tracker"),
+    f"{FULL}._evict_device_end": ("self",),
+    f"{FULL}.acquire_component_lock": ("self", "node"),
+    f"{FULL}.release_component_lock": ("self", "node"),
+    f"{CACHE}.evict_for_alloc": ("self", "params"),
+    f"{CACHE}.checkpoint_into_tree": ("self", "req", "up_to"),
 }
 """Upstream callables that Echo overrides or calls, with the parameters it relies on."""
 

@@ -17,12 +17,14 @@ class OnlineLoad:
     earliest_deadline_s: the soonest next-token deadline among them, None without rows.
     earliest_gap_s: the soonest moment at which a gap between two tokens of one of them
     would exceed the allowed maximum, None without rows.
+    tightest_tpot_s: the smallest TPOT SLO among them, None without rows.
     """
 
     rows: int = 0
     kv_tokens: int = 0
     earliest_deadline_s: float | None = None
     earliest_gap_s: float | None = None
+    tightest_tpot_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

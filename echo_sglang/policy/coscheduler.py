@@ -20,7 +20,13 @@ from echo_sglang.policy.preemption import (
     rows_for_time,
 )
 from echo_sglang.policy.settings import CoschedulerSettings
-from echo_sglang.policy.slack import arrival_guard, decode_budget, gap_budget, in_deadline_order
+from echo_sglang.policy.slack import (
+    arrival_guard,
+    decode_budget,
+    gap_budget,
+    in_deadline_order,
+    sustainable_step,
+)
 
 
 def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettings) -> StepPlan:
@@ -37,7 +43,7 @@ def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettin
         kept = _without(kept, released)
     if snapshot.online.rows and model.trained:
         alone_s = model.upper(decode_shape(snapshot, ()))
-        floor_s = max(decode_budget(snapshot), 1.25 * alone_s)
+        floor_s = max(sustainable_step(snapshot, settings.slo), 1.25 * alone_s)
         released += (late := rows_for_time(kept, snapshot, model, floor_s))
         kept = _without(kept, late)
     step = _Step(snapshot, model, settings, kept)

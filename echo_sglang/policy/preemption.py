@@ -74,7 +74,7 @@ def rows_for_time(
 ) -> tuple[OfflineRow, ...]:
     """The fewest rows whose absence lets a decode step end within `budget_s`.
 
-    Tried in doubling numbers, the youngest first: they lose least if their KV is evicted.
+    The youngest go first: they lose least if their KV is evicted. Found in O(log rows) tries.
     Empty when releasing does not help: even online rows alone take longer.
     """
     youngest = sorted(
@@ -82,14 +82,22 @@ def rows_for_time(
     )
     if not youngest or model.upper(decode_shape(snapshot, rows)) <= budget_s:
         return ()
-    count = 1
-    while count < 2 * len(youngest):
-        released = tuple(youngest[:count])
-        kept = tuple(row for row in rows if row not in released)
-        if model.upper(decode_shape(snapshot, kept)) <= budget_s:
-            return released
-        count *= 2
-    return ()
+
+    def suffices(count: int) -> bool:
+        gone = set(youngest[:count])
+        kept = tuple(row for row in rows if row not in gone)
+        return model.upper(decode_shape(snapshot, kept)) <= budget_s
+
+    if not suffices(len(youngest)):
+        return ()
+    few, enough = 0, 1
+    while not suffices(min(enough, len(youngest))):
+        few, enough = enough, 2 * enough
+    enough = min(enough, len(youngest))
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if suffices(middle) else (middle, enough)
+    return tuple(youngest[:enough])
 
 
 def decode_shape(snapshot: Snapshot, offline_rows: tuple[OfflineRow, ...]) -> BatchShape:

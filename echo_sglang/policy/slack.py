@@ -65,6 +65,20 @@ def gap_budget(snapshot: Snapshot) -> float:
     return math.inf if gap_s is None else _share(snapshot, gap_s)
 
 
+def sustainable_step(snapshot: Snapshot, slo: SloSettings) -> float:
+    """Longest decode step that need not be shortened by sending offline rows away.
+
+    A row that is late for the moment catches up while steps take less than its TPOT: only
+    prefill has to wait for it, as long as no gap between two tokens gets too long.
+    """
+    budget_s = decode_budget(snapshot)
+    tpot_s = snapshot.online.tightest_tpot_s
+    if tpot_s is None:
+        return budget_s
+    steady_s = slo.tpot_margin * tpot_s / snapshot.delivery_steps
+    return max(budget_s, min(steady_s, gap_budget(snapshot)))
+
+
 def arrival_guard(burst_prefill_s: float, slo: SloSettings) -> float:
     """Longest iteration that a burst arriving at its start can still absorb.
 

@@ -32,7 +32,8 @@ class Summary:
 
     Offline figures count requests answered within the window; if the pool ran dry before its
     end (`pool_dry`), rates are per second until then. offline_hit_rate: share of their
-    prompt tokens served from cache at first admission. optimal_hit_rate: the same if every
+    prompt tokens served from cache at first admission; online_hit_rate: the same of all online
+    prompts. optimal_hit_rate: the same if every
     prefix they share were computed exactly once. preemptions_per_online: times that offline
     requests gave way, per online request. recomputed_tokens: prompt or output tokens that
     were computed again when they came back. limit_per_s: see `physical_limit_per_s`, None where the
@@ -53,6 +54,7 @@ class Summary:
     offline_tokens_per_s: float | None
     limit_per_s: float | None
     share_of_limit: float | None
+    online_hit_rate: float | None
     offline_hit_rate: float | None
     optimal_hit_rate: float | None
     recomputed_tokens: int
@@ -98,13 +100,19 @@ def summarise_requests(
         "offline_done": len(done),
         "offline_per_s": len(done) / seconds if offline else None,
         "offline_tokens_per_s": (prompts + outputs) / seconds if offline else None,
-        "offline_hit_rate": sum(r.cached_tokens for r in done) / prompts if prompts else None,
+        "online_hit_rate": _hit_rate(online),
+        "offline_hit_rate": _hit_rate(done),
         "optimal_hit_rate": optimal_hit_rate([r.request for r in done]),
         "recomputed_tokens": sum(r.recomputed_tokens for r in offline),
         "preemptions": preemptions,
         "preemptions_per_online": preemptions / len(online) if online else None,
         "pool_dry": dry,
     }
+
+
+def _hit_rate(records: Sequence[RequestRecord]) -> float | None:
+    prompts = sum(r.request.prompt_tokens for r in records)
+    return sum(r.cached_tokens for r in records) / prompts if prompts else None
 
 
 def optimal_hit_rate(requests: Sequence[Request]) -> float | None:

@@ -14,6 +14,7 @@ from echo_sglang.config import EchoConfig
 from echo_sglang.errors import WorkloadError
 from echo_sglang.sim.arrivals import Lengths, PoissonTraffic
 from echo_sglang.sim.batch_jobs import BatchFile, LengthsFile
+from echo_sglang.sim.conversations import Conversations
 from echo_sglang.sim.documents import DocumentQuestions, Order
 from echo_sglang.sim.metrics import Slo
 from echo_sglang.sim.setup import ServerSetup
@@ -33,7 +34,7 @@ DEFAULT_SLO = Slo()
 _KINDS = {
     kind.__name__: kind
     for kind in (
-        AzureTrace, BatchFile, DocumentQuestions, EchoConfig, Lengths, LengthsFile,
+        AzureTrace, BatchFile, Conversations, DocumentQuestions, EchoConfig, Lengths, LengthsFile,
         MooncakeTrace, Part, PoissonTraffic, ServeGenRates, ServerSetup, Slo,
     )
 }  # fmt: skip

@@ -149,10 +149,26 @@ def test_offline_rows_give_way_when_online_lacks_a_slot() -> None:
 
 
 def test_the_fewest_youngest_offline_rows_give_way_when_time_is_short() -> None:
-    # 10 ms + 5 ms a row; 60 ms left allow 10 rows, 13 run: 4 must go (doubling: 1, 2, 4)
+    # 10 ms + 5 ms a row; 60 ms left allow 10 rows, 13 run: 3 must go
     rows = tuple(row(f"r{i}", output=20 - i) for i in range(12))
     plan = decide(snapshot(online=online(1, due_in_s=0.06), offline_rows=rows), MODEL, SETTINGS)
-    assert sorted(plan.release) == ["r10", "r11", "r8", "r9"]
+    assert sorted(plan.release) == ["r10", "r11", "r9"]
+
+
+def test_a_row_late_for_the_moment_catches_up_without_anybody_giving_way() -> None:
+    # 13 rows decode in 75 ms, more than the 60 ms left, less than 0.85 of a TPOT of 100 ms
+    rows = tuple(row(f"r{i}") for i in range(12))
+    late = replace(online(1, due_in_s=0.06), tightest_tpot_s=0.1)
+    assert decide(snapshot(online=late, offline_rows=rows), MODEL, SETTINGS).release == ()
+    hurried = replace(late, tightest_tpot_s=0.05)
+    assert decide(snapshot(online=hurried, offline_rows=rows), MODEL, SETTINGS).release
+
+
+def test_no_gap_between_two_tokens_gets_too_long_while_a_row_catches_up() -> None:
+    rows = tuple(row(f"r{i}") for i in range(12))
+    late = replace(online(1, due_in_s=0.01), tightest_tpot_s=0.1, earliest_gap_s=10.06)
+    plan = decide(snapshot(online=late, offline_rows=rows), MODEL, SETTINGS)
+    assert len(plan.release) == 3
 
 
 def test_rows_that_cannot_be_resumed_are_never_released() -> None:
