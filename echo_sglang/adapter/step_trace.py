@@ -54,6 +54,7 @@ class StepTraceWriter:
         self._rows_handed = 0
         self._rows_written = 0
         self._rows_dropped = 0
+        self._rows_lost = 0  # as dropped, but counted by the thread
         self._error: str | None = None
         self._queue: SimpleQueue[Sequence[StepRecord] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="echo-step-trace", daemon=True)
@@ -63,7 +64,8 @@ class StepTraceWriter:
     def state(self) -> TraceState:
         """Counts so far."""
         recorded = self._rows_handed + self._rows_dropped + len(self._batch)
-        return TraceState(recorded, self._rows_written, self._rows_dropped, self._error)
+        dropped = self._rows_dropped + self._rows_lost
+        return TraceState(recorded, self._rows_written, dropped, self._error)
 
     def append(self, record: StepRecord) -> None:
         """Keep one record; most calls only do that."""
@@ -77,7 +79,7 @@ class StepTraceWriter:
         if not self._batch:
             return
         batch, self._batch = self._batch, []
-        pending = self._rows_handed - self._rows_written
+        pending = self._rows_handed - self._rows_written - self._rows_lost
         if self._error is not None or pending > MAX_PENDING_ROWS:
             self._rows_dropped += len(batch)
             return
@@ -99,12 +101,14 @@ class StepTraceWriter:
     def _run(self) -> None:
         while (batch := self._queue.get()) is not None:
             if self._error is not None:
+                self._rows_lost += len(batch)
                 continue
             try:
                 self._file.write([row_text(record) for record in batch])
                 self._rows_written += len(batch)
             except Exception as error:
                 self.switch_off(error)
+                self._rows_lost += len(batch)
         try:
             self._file.close()
         except OSError as error:
