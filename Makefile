@@ -16,7 +16,7 @@ export SGLANG_PYSPY_DUMP_BEFORE_CRASH := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venvs patched model stock-python demo test check lint types layers \
-	patch-check test-quick format bench bench-cpu-attention clean
+	patch-check test-quick format bench bench-kv bench-kv-hits bench-cpu-attention clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,12 @@ format: patched  ## let ruff format and fix what it can
 
 bench: setup  ## stock SGLang against Echo on one machine: table and plot in results/
 	$(VENV) eval/run.py foundation --stock-python $(CURDIR)/$(STOCK) --echo-python $(CURDIR)/$(VENV)
+
+bench-kv: patched  ## the KV cache's own cost beside SGLang's Rust and Python cores (8 minutes)
+	$(VENV) eval/bench_kv.py
+
+bench-kv-hits: patched  ## what each eviction keeps, on an emulated GPU (20 minutes)
+	$(VENV) eval/run.py kv-cache
 
 bench-cpu-attention: setup  ## the CPU attention backend against SGLang's torch_native
 	$(VENV) eval/bench_cpu_attention.py

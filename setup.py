@@ -13,7 +13,7 @@ setup(
     install_requires=[
         "sglang==0.5.23",
         "numpy",
-        "scipy",
+        "scipy>=1.12",
         "sortedcontainers",
         "prometheus-client",
         "httpx",
