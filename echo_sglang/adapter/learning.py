@@ -119,8 +119,10 @@ class StepLearning(ClockedScheduler):
             return
         if req.progress is not None:
             req.progress.note(len(req.output_ids), now_s)
-        if not req.finished():
+        if not req.finished() or req.end_noted:
             return
+        # Under overlap a finished request is in one more batch that was launched already.
+        req.end_noted = True
         note_length(self.output_lengths, req)
         if req.progress is None:
             self._count("offline_finished", 1)
