@@ -29,7 +29,10 @@ setup(
     },
     entry_points={
         "console_scripts": ["echo-sglang = echo_sglang.cli.main:app"],
-        "sglang.srt.plugins": ["echo = echo_sglang.adapter.plugin:register"],
+        "sglang.srt.plugins": [
+            "echo = echo_sglang.adapter.plugin:register",
+            "echo_emulate = echo_sglang.sim.live:register",
+        ],
         "sglang.srt.platforms": ["echo_cpu = echo_sglang.platform.cpu:activate"],
     },
 )

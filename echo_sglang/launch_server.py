@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from echo_sglang.config import CONFIG_ENV, EchoConfig, EvictionPolicy
 from echo_sglang.errors import EchoError
+from echo_sglang.sim.environment import EMULATE_ENV
 
 CPU_PLATFORM = "echo_cpu"
 CPU_ENVIRONMENT = {
@@ -49,6 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="prefill and decode in separate iterations, as SGLang does without "
         "--enable-mixed-chunk",
     )
+    parser.add_argument(
+        "--echo-emulate",
+        metavar="HARDWARE:MODEL",
+        help="answer at the speed of this accelerator, such as A100-80G:Llama-3.1-8B, without "
+        "weights and with meaningless text; --model-path gives only the tokenizer",
+    )
     return parser
 
 
@@ -60,13 +67,14 @@ def main(argv: list[str]) -> int:
         parser.print_help()
     try:
         choose_platform()
+        emulated = emulate(known.echo_emulate)
         config = None if known.echo_off else EchoConfig.from_arguments(vars(known))
         if config is not None:
             from echo_sglang.adapter.start_files import check_files
 
             check_files(config)
         wanted = [] if known.echo_off else wanted_flags(known, os.environ)
-        return serve(config, with_flags(sglang_args, wanted))
+        return serve(config, with_flags(sglang_args, [*wanted, *emulated]))
     except EchoError as error:
         print(f"echo_sglang: {error}", file=sys.stderr)
         return 2
@@ -86,13 +94,26 @@ def choose_platform() -> None:
         os.environ.setdefault(name, value)
 
 
+def emulate(device_name: str | None) -> list[str]:
+    """SGLang's flags for an emulated server; none if no device is named. The name reaches
+    the scheduler through the environment."""
+    os.environ.pop(EMULATE_ENV, None)
+    if device_name is None:
+        return []
+    from echo_sglang.sim.live_flags import server_flags
+
+    flags = server_flags(device_name)
+    os.environ[EMULATE_ENV] = device_name
+    return flags
+
+
 def wanted_flags(known: argparse.Namespace, environment: Mapping[str, str]) -> list[str]:
     """SGLang flags that Echo turns on by itself, unless told not to; --flag or --flag=value."""
     wanted = [] if known.echo_no_mixed_chunk else ["--enable-mixed-chunk"]
     if known.eviction != EvictionPolicy.LRU:
         wanted.append("--radix-cache-backend=echo")
     on_cpu = environment.get("SGLANG_PLATFORM") == CPU_PLATFORM
-    if on_cpu and not known.echo_cpu_overlap:
+    if on_cpu and not known.echo_cpu_overlap and not known.echo_emulate:
         wanted.append("--disable-overlap-schedule")
     return wanted
 

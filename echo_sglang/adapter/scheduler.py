@@ -45,6 +45,7 @@ from echo_sglang.policy.offline_pool import PoolSettings
 from echo_sglang.policy.selection import SelectionSettings
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
+from echo_sglang.sim.environment import EMULATE_ENV
 
 
 class EchoScheduler(RequestIntake, StepLearning):
@@ -89,7 +90,8 @@ class EchoScheduler(RequestIntake, StepLearning):
         self.echo_step = 0
         self.echo_counters: dict[str, int] = {}
         self.online_denied_tokens = 0
-        self.device_is_synchronous = str(self.device) == "cpu"
+        emulated = EMULATE_ENV in os.environ
+        self.device_is_synchronous = str(self.device) == "cpu" and not emulated
         self._plan = StepPlan(reason=Reason.IDLE)
         self._decided_s = self.echo_clock()
         self._captured: list[Req] | None = None

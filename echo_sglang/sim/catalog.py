@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from echo_sglang.errors import ConfigError
+from echo_sglang.domain.batch import BatchShape
+from echo_sglang.errors import ConfigError, ProfileError
+from echo_sglang.estimate.profile import Profile
 from echo_sglang.sim.device import Hardware, ModelShape, RooflineDevice
 
 _ASSUMED = "; compute share 0.5 of the peak and the overhead are assumptions"
@@ -88,6 +91,36 @@ MODELS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ProfiledDevice:
+    """A real server as its step-time profile describes it."""
+
+    name: str
+    profile: Profile
+
+    def seconds(self, shape: BatchShape) -> float:
+        """What the profile's model expects. Raises ProfileError if that is nothing."""
+        seconds = self.profile.model.predict(shape)
+        if seconds <= 0.0:
+            raise ProfileError(f"{self.name} expects {seconds} s for {shape}; profile it again")
+        return seconds
+
+
+def device_from(name: str) -> RooflineDevice | ProfiledDevice:
+    """What `device_named` knows, or "profile:PATH" of a step-time profile.
+
+    Raises ConfigError or ProfileError.
+    """
+    kind, _, path = name.partition(":")
+    if kind != "profile":
+        return device_named(name)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ProfileError(f"profile {path} cannot be read: {error.strerror}") from error
+    return ProfiledDevice(name, Profile.from_json(text))
+
+
 def device_named(name: str) -> RooflineDevice:
     """Such as "A100-80G:Llama-3.1-8B" or "H100x4:Llama-3.1-70B".
 
@@ -98,8 +131,8 @@ def device_named(name: str) -> RooflineDevice:
     model = MODELS.get(match["model"]) if match else None
     if match is None or hardware is None or model is None:
         raise ConfigError(
-            f"unknown device {name!r}; say HARDWARE:MODEL or HARDWARExN:MODEL with hardware "
-            f"{', '.join(HARDWARE)} and model {', '.join(MODELS)}"
+            f"unknown device {name!r}; say HARDWARE:MODEL, HARDWARExN:MODEL or profile:PATH with "
+            f"hardware {', '.join(HARDWARE)} and model {', '.join(MODELS)}"
         )
     width = int(match["width"] or 1)
     weights = model.parameters * model.bytes_per_value

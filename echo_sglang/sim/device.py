@@ -12,6 +12,9 @@ from typing import Protocol
 
 from echo_sglang.domain.batch import BatchShape
 
+USABLE_MEMORY = 0.9
+"""Share of an accelerator's memory for weights and KV; the rest is for activations."""
+
 
 class Device(Protocol):
     """Anything that predicts one iteration, such as a roofline or a measured profile."""
@@ -119,6 +122,13 @@ class RooflineDevice:
         """Such as "A100-80G:Llama-3.1-8B" or "H100x4:Llama-3.1-70B"."""
         width = f"x{self.tensor_parallel}" if self.tensor_parallel > 1 else ""
         return f"{self.hardware.name}{width}:{self.model.name}"
+
+    @property
+    def kv_pool_tokens(self) -> int:
+        """KV tokens that fit beside the weights in USABLE_MEMORY of it."""
+        memory = self.tensor_parallel * self.hardware.memory_bytes
+        weights = self.model.parameters * self.model.bytes_per_value
+        return max(int((USABLE_MEMORY * memory - weights) / self.model.kv_bytes_per_token), 1)
 
     def seconds(self, shape: BatchShape) -> float:
         """Overhead + projections + prefill attention + decode attention + exchange.

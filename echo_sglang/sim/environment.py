@@ -7,6 +7,9 @@ import os
 import pkgutil
 from pathlib import Path
 
+EMULATE_ENV = "ECHO_SGLANG_EMULATE"
+"""Names the device that a live server emulates; absent: it computes."""
+
 ENVIRONMENT = {
     # echo_sglang.platform.cpu.PLATFORM_NAME; importing it would import SGLang too early.
     "SGLANG_PLATFORM": "echo_cpu",

@@ -16,7 +16,8 @@ from typing import Any
 from echo_sglang.config import EchoConfig
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.errors import ConfigError
-from echo_sglang.sim.catalog import device_named
+from echo_sglang.sim.catalog import device_from
+from echo_sglang.sim.device import RooflineDevice
 from echo_sglang.sim.metrics import Slo
 from echo_sglang.sim.recipe_names import OnlineSource
 from echo_sglang.sim.setup import ServerSetup
@@ -65,13 +66,13 @@ class Question:
 
     @property
     def pool_tokens(self) -> int:
-        """KV tokens of one replica: given, or what the weights leave of nine tenths of memory."""
+        """KV tokens of one replica: given, or what fits beside the weights."""
         if self.kv_tokens is not None:
             return self.kv_tokens
-        device = device_named(self.device)
-        memory = device.tensor_parallel * device.hardware.memory_bytes
-        weights = device.model.parameters * device.model.bytes_per_value
-        return max(int((0.9 * memory - weights) / device.model.kv_bytes_per_token), 1)
+        device = device_from(self.device)
+        if isinstance(device, RooflineDevice):
+            return device.kv_pool_tokens
+        raise ConfigError(f"{self.device} says nothing of memory; say --kv-tokens")
 
     def spec(self, start_s: float, replicas: int, margin: float | None) -> RunSpec:
         """One replica in one window; `margin` None leaves the offline work out."""
@@ -134,9 +135,9 @@ class Answer:
 
 def check_possible(slo: Slo, device: str) -> None:
     """Raise ConfigError if an idle server of this kind already misses `slo`."""
-    roofline = device_named(device)
-    step_s = roofline.seconds(BatchShape(decode_rows=1, decode_kv_tokens=SMALLEST_PROMPT_TOKENS))
-    prefill_s = roofline.seconds(BatchShape().with_chunk(SMALLEST_PROMPT_TOKENS, 0))
+    single = device_from(device)
+    step_s = single.seconds(BatchShape(decode_rows=1, decode_kv_tokens=SMALLEST_PROMPT_TOKENS))
+    prefill_s = single.seconds(BatchShape().with_chunk(SMALLEST_PROMPT_TOKENS, 0))
     for name, wanted_s, least_s in (
         ("TPOT", slo.tpot_s, step_s),
         ("TTFT", slo.ttft_s, prefill_s),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_sglang.config import CONFIG_ENV, EvictionPolicy
-from echo_sglang.sim.catalog import device_named
+from echo_sglang.sim.catalog import device_from
 from echo_sglang.sim.device import Device, RooflineDevice
 from echo_sglang.sim.environment import prepare_environment
 from echo_sglang.sim.limit import physical_limit_per_s
@@ -115,7 +115,7 @@ def execute(spec: RunSpec) -> dict[str, Any]:
     """Run `spec` here; returns JSON values: the spec, the summary, Echo's counters."""
     result = run(
         spec.workload(),
-        device_named(spec.device),
+        device_from(spec.device),
         spec.setup,
         window_s=spec.window_s,
         grace_s=spec.grace_s,
