@@ -16,7 +16,7 @@ class EchoReq(Req):
     """A request that knows its class: `is_offline` for service tier "flex".
 
     `progress` is set for online ones only, `pooled_at_s` once an offline one was admitted:
-    when it came, should it have to wait again.
+    when it came, should it have to wait again. `end_noted`: its end was counted.
 
     Source of the base: sglang/srt/managers/schedule_batch.py::Req, built through the
     extension point `Scheduler._create_generation_req`.
@@ -30,6 +30,7 @@ class EchoReq(Req):
         self.progress: OnlineProgress | None = None
         self.cached_tokens_at_arrival = 0
         self.pooled_at_s: float | None = None
+        self.end_noted = False
 
 
 def is_offline(req: Req) -> bool:
