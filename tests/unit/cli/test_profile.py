@@ -22,6 +22,7 @@ def profile(server: FakeServer, *options: str):
     return CliRunner().invoke(app, ["profile", server.url, "--seconds", "0", *options])
 
 
+@pytest.mark.slow
 def test_it_plays_every_corner_and_says_how_many_iterations_were_recorded(
     server: FakeServer,
 ) -> None:
@@ -33,6 +34,7 @@ def test_it_plays_every_corner_and_says_how_many_iterations_were_recorded(
     assert found["limits"] == LIMITS
 
 
+@pytest.mark.slow
 def test_its_requests_are_online_without_hurry_and_in_the_vocabulary(server: FakeServer) -> None:
     assert profile(server).exit_code == 0
     assert {"service_tier"}.isdisjoint(key for body in server.bodies for key in body)
@@ -43,6 +45,7 @@ def test_its_requests_are_online_without_hurry_and_in_the_vocabulary(server: Fak
     assert max(lengths) <= LIMITS["context_tokens"]
 
 
+@pytest.mark.slow
 def test_prompts_share_one_stem(server: FakeServer) -> None:
     assert profile(server).exit_code == 0
     longest = max((body["input_ids"] for body in server.bodies), key=len)

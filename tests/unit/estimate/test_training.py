@@ -31,6 +31,7 @@ def test_reports_cover_the_judged_half_of_every_regime_and_then_all() -> None:
     assert reports[-1].samples == pytest.approx(1_000, abs=3)
 
 
+@pytest.mark.slow
 def test_the_bound_covers_what_was_asked_on_new_iterations() -> None:
     for coverage in (0.8, 0.95):
         model = train(machine_samples(1_500, seed=6), seed=6, coverage=coverage).model
@@ -44,6 +45,7 @@ def test_the_same_seed_gives_the_same_training_and_another_another_split() -> No
     assert train(samples, seed=1) != train(samples, seed=2)
 
 
+@pytest.mark.slow
 def test_beyond_the_hull_the_bound_holds_and_the_model_says_that_it_guesses() -> None:
     # Trained with chunks up to 1,024; judged on those of 1,100 to 2,048.
     model = train(machine_samples(1_500, seed=9, largest=1024), seed=9).model
