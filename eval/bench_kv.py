@@ -53,6 +53,8 @@ class Bench:
         self.leaves = leaves
         tokens = leaves * OWN_TOKENS + (leaves // SIBLINGS + 1) * DOCUMENT_TOKENS
         self.cache, self.allocator = build_cache(core, tokens + 2 * ROUNDS * OWN_TOKENS)
+        if core == "echo":
+            self._attach()
         before = resident_bytes()
         for leaf in range(leaves):
             self._insert(sequence(leaf))
@@ -79,13 +81,15 @@ class Bench:
         found["bytes/leaf"] = self.bytes_per_leaf
         return found
 
-    def _pool(self) -> None:
+    def _attach(self) -> None:
         from echo_sglang.kv.namespaces import Namespaces
         from echo_sglang.kv.prefix_index import PrefixIndex
 
         self.index: PrefixIndex[int] = PrefixIndex()
+        self.cache.tree_core.attach(time.perf_counter, self.index, Namespaces())
+
+    def _pool(self) -> None:
         core = self.cache.tree_core
-        core.clock, core._index, core._namespaces = time.perf_counter, self.index, Namespaces()
         for leaf in range(self.leaves):
             tokens = sequence(leaf, tail=1)
             self.index.insert(leaf, tokens)
