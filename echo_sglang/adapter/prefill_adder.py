@@ -6,13 +6,17 @@ point `Scheduler.get_prefill_adder_class`.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
 from echo_sglang.adapter.requests import is_offline
 from echo_sglang.domain.plan import ChunkAction, StepPlan
+
+Result = TypeVar("Result")
 
 
 class EchoPrefillAdder(PrefillAdder):
@@ -24,60 +28,70 @@ class EchoPrefillAdder(PrefillAdder):
     def __init__(self, *args: Any, plan: StepPlan, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._plan = plan
+        self._server_left = self.rem_chunk_tokens
+        self._left = plan.chunk_tokens
         self._offline_left = plan.offline_tokens
-        self.rem_chunk_tokens = min(self.rem_chunk_tokens, plan.chunk_tokens)
+        self._bound(self._left)
         self.online_denied_tokens = 0
 
     def add_chunked_req(self, req: Req) -> Req | None:
         """Go on with the half-done prefill, or leave it parked as it is."""
         if self._plan.chunk_action is not ChunkAction.CONTINUE:
             return req
-        if not is_offline(req):
-            return super().add_chunked_req(req)
-        before = self.rem_chunk_tokens
-        self.rem_chunk_tokens = min(before, self._offline_left)
-        result = super().add_chunked_req(req)
-        self._charge_offline(before)
-        return result
+        return self._within_plan(req, partial(super().add_chunked_req, req))
 
     def add_one_req(
         self, req: Req, has_chunked_req: bool, truncation_align_size: int | None
     ) -> AddReqResult:
         """Try one candidate. A parked chunk keeps SGLang's only chunk slot, so nobody else
         may be cut while there is one."""
-        if has_chunked_req and self._extend_tokens(req) > self.rem_chunk_tokens:
+        if has_chunked_req and self._paged_extend_tokens(req) > self.rem_chunk_tokens:
             return AddReqResult.OTHER
+        admit = partial(super().add_one_req, req, has_chunked_req, truncation_align_size)
         if is_offline(req):
-            return self._add_offline(req, has_chunked_req, truncation_align_size)
-        result = super().add_one_req(req, has_chunked_req, truncation_align_size)
+            return self._add_offline(req, admit)
+        result = self._within_plan(req, admit)
         if result is AddReqResult.NO_TOKEN and req not in self.can_run_list:
             self.online_denied_tokens = len(req.full_untruncated_fill_ids)
         return result
 
-    def _add_offline(
-        self, req: Req, has_chunked_req: bool, truncation_align_size: int | None
-    ) -> AddReqResult:
+    def _add_offline(self, req: Req, admit: Callable[[], AddReqResult]) -> AddReqResult:
         if self._offline_left <= 0:
             return AddReqResult.OTHER
-        before = self.rem_chunk_tokens
-        self.rem_chunk_tokens = min(before, self._offline_left)
         self.memory_budget.total_offset += self._plan.reserve_tokens
         self.memory_budget.current_offset += self._plan.reserve_tokens
         try:
-            result = super().add_one_req(req, has_chunked_req, truncation_align_size)
+            result = self._within_plan(req, admit)
         finally:
             self.memory_budget.total_offset -= self._plan.reserve_tokens
             self.memory_budget.current_offset -= self._plan.reserve_tokens
-            self._charge_offline(before)
         if result is AddReqResult.NO_TOKEN:
             # SGLang would mark the running batch full; only offline work has to wait.
             return AddReqResult.OTHER
         return result
 
-    def _charge_offline(self, before: int) -> None:
-        used = min(before, self._offline_left) - self.rem_chunk_tokens
-        self._offline_left -= used
-        self.rem_chunk_tokens = before - used
+    def _within_plan(self, req: Req, admit: Callable[[], Result]) -> Result:
+        """Let SGLang admit within what the plan leaves, and take off what it admitted.
 
-    def _extend_tokens(self, req: Req) -> int:
-        return len(req.full_untruncated_fill_ids) - req.prefix_len - req.host_hit_length
+        SGLang charges whole pages, the plan counts tokens: the bound is rounded up to a page
+        for every request, so that its last page is not denied to it.
+        """
+        offline = is_offline(req)
+        self._bound(min(self._left, self._offline_left) if offline else self._left)
+        before, admitted = self.rem_chunk_tokens, len(self.can_run_list)
+        try:
+            return admit()
+        finally:
+            self._server_left -= before - self.rem_chunk_tokens
+            if len(self.can_run_list) > admitted:
+                used = req.extend_end - req.prefix_len
+                self._left -= used
+                self._offline_left -= used if offline else 0
+            self._bound(self._left)
+
+    def _bound(self, tokens: int) -> None:
+        self.rem_chunk_tokens = min(self._server_left, self.ceil_paged_tokens(max(tokens, 0)))
+
+    def _paged_extend_tokens(self, req: Req) -> int:
+        extend = len(req.full_untruncated_fill_ids) - req.prefix_len - req.host_hit_length
+        return int(self.ceil_paged_tokens(extend))
