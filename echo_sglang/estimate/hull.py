@@ -14,7 +14,8 @@ LIVE_REACH = 2.0
 """A live server grows into larger batches: up to twice what was seen is no guess."""
 
 Extent = tuple[float, float, float, float, float, float]
-"""Extend tokens, attention pairs, mean prefix, decode rows, KV tokens, KV tokens a row."""
+"""Extend tokens, attention pairs, prefix tokens of all prompts, decode rows, KV tokens, KV tokens a
+row. None of them falls when a chunk grows into more prompts, as a mean would."""
 
 NOTHING: Extent = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -26,7 +27,7 @@ def extent(shape: BatchShape) -> Extent:
     return (
         extend,
         pairs + 0.5 * shape.extend_square,
-        pairs / extend if extend else 0.0,
+        shape.extend_prefix_tokens,
         rows,
         kv,
         kv / rows if rows else 0.0,
@@ -72,7 +73,7 @@ class Hull:
         pairs = shape.extend_pairs
         if (
             (not rows or (rows <= most_rows and kv <= most_kv and kv <= row_kv * rows))
-            and (not extend or (extend <= tokens and pairs <= prefix * extend))
+            and (not extend or (extend <= tokens and shape.extend_prefix_tokens <= prefix))
             and pairs + 0.5 * shape.extend_square <= work
         ):
             return 0.0

@@ -150,3 +150,10 @@ def test_the_bound_is_never_below_the_prediction(
         shape = shape.with_chunk(chunk, 50)
     assert 0.0 < model.predict(shape) <= model.upper(shape) < math.inf
     assert all(model.log_factor(regime) >= 0.0 for regime in Regime)
+
+
+def test_growing_into_a_prompt_with_a_shorter_prefix_never_comes_back_into_the_hull() -> None:
+    # 1,051 prefix tokens were never seen; a second prompt without prefix halves their mean.
+    hull = Hull(reach=1.0).grown(BatchShape().with_chunk(64, 1_000))
+    long = BatchShape().with_chunk(1, 1_051)
+    assert 1.0 < hull.excess(long) <= hull.excess(long.with_chunk(1, 0))
