@@ -22,7 +22,7 @@ from echo_sglang.errors import EchoError
 REPOSITORY = Path(__file__).resolve().parents[2]
 STOCK_MODULE = "sglang.launch_server"
 ECHO_MODULE = "echo_sglang.launch_server"
-DEFAULT_MODEL = Path("~/.cache/echo-sglang/smollm2-135m")
+DEFAULT_MODEL = REPOSITORY / ".venv" / "model"
 LOG_TAIL_LINES = 25
 # GNU OpenMP threads spin for milliseconds before they sleep. Servers share their cores with
 # this client, and one busy neighbour then makes a step ten times slower; a short spin bounds

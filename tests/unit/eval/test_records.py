@@ -135,3 +135,11 @@ def test_a_run_is_refused_only_if_every_message_met_an_error_other_than_being_la
     assert replace(run_of(), online=(broken, broken)).refused == "HTTP 500"
     assert replace(run_of(), online=(broken, late)).refused is None
     assert replace(run_of(), online=()).refused is None
+
+
+def test_the_best_hit_rate_computes_every_document_once() -> None:
+    # two documents: three questions of 1,000 tokens share at most 999 twice, the single one nothing
+    records = [offline(10.0), offline(20.0), offline(30.0), replace(offline(40.0), document=1)]
+    best = summarise(run_of(*records), SLO)["best_kv_hit_rate"]
+    assert best == pytest.approx(2 * 999 / 4_000)
+    assert summarise(run_of(), SLO)["best_kv_hit_rate"] is None

@@ -60,4 +60,4 @@ def test_the_model_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("ECHO_TEST_MODEL", "/models/small")
     assert default_model_path() == Path("/models/small")
     monkeypatch.delenv("ECHO_TEST_MODEL")
-    assert default_model_path().name == "smollm2-135m"
+    assert default_model_path() == REPOSITORY / ".venv" / "model"
