@@ -33,6 +33,8 @@ class HealthSettings:
     drift_bound: median of measured over predicted, or its inverse, that ends trust.
     recovered_bound: the same, below which trust returns.
     recent: iterations of a regime that the median is taken over, once half of them are there.
+    mature: iterations of a regime, at most `window`, before its drift counts: a server that
+    learns from nothing is wrong at first, which is no reason to learn again from the start.
     max_missing: iterations in a row without a usable time that end trust, and usable ones
     that restore it.
     window: iterations of a regime that the status is about.
@@ -41,11 +43,13 @@ class HealthSettings:
     drift_bound: float = 1.75
     recovered_bound: float = 1.3
     recent: int = 32
+    mature: int = 0
     max_missing: int = 8
     window: int = 256
 
     def __post_init__(self) -> None:
         assert 1.0 < self.recovered_bound < self.drift_bound
+        assert 0 <= self.mature <= self.window
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,8 @@ class Health:
         self._outcomes[regime].append(_Outcome(predicted_s, upper_s, measured_s))
         logs = self._logs[regime]
         logs.append(math.log(measured_s / predicted_s))
-        if 2 * len(logs) < self._settings.recent:
+        known = len(self._outcomes[regime]) >= self._settings.mature
+        if 2 * len(logs) < self._settings.recent or not known:
             return None
         self._drift[regime] = math.exp(sorted(logs)[len(logs) // 2])
         ratio = self._drift[regime]

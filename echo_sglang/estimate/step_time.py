@@ -98,6 +98,10 @@ class StepTimeModel:
         return min(WIDENING + WIDENING_PER_OCTAVE * math.log2(excess), MAX_WIDENING)
 
 
+LIVE_MATURE = 128
+"""Iterations of a regime before drift of a model that began with nothing counts."""
+
+
 class StepTimeFitter:
     """Learns a `StepTimeModel` from measured iterations; `model` is always usable.
 
@@ -127,7 +131,9 @@ class StepTimeFitter:
             regime: AdaptiveFactor(coverage=coverage, log_factor=self._model.log_factor(regime))
             for regime in Regime
         }
-        self._health = Health(HealthSettings() if health is None else health)
+        if health is None:
+            health = HealthSettings(mature=0 if start is not None else LIVE_MATURE)
+        self._health = Health(health)
         profiled = self._profile is not None
         self._live = LiveFit(
             columns=NUM_FEATURES + profiled, window=window, half_life=half_life, profiled=profiled

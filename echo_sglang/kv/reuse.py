@@ -15,11 +15,11 @@ AGE_EDGES_S = (2.0, 10.0, 30.0, 120.0, 600.0, 3600.0)
 
 NUM_BUCKETS = len(AGE_EDGES_S) + 1
 
-PRIOR_HITS = (0.05, 0.10, 0.15, 0.15, 0.10, 0.05, 0.02)
+PRIOR_HITS = (0.02, 0.05, 0.08, 0.08, 0.05, 0.03, 0.01)
 """Hits per opportunity in each bucket, as long as little was seen: people answer within a
 minute or two, if at all."""
 
-PRIOR_TOKENS = 2_000.0
+PRIOR_TOKENS = 500.0
 """Weight of that prior, in tokens of opportunity."""
 
 

@@ -41,10 +41,9 @@ def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettin
     if not released:
         released = rows_for_reserve(kept, snapshot.memory)
         kept = _without(kept, released)
-    if snapshot.online.rows and model.trained:
-        alone_s = model.upper(decode_shape(snapshot, ()))
-        floor_s = max(sustainable_step(snapshot, settings.slo), 1.25 * alone_s)
-        released += (late := rows_for_time(kept, snapshot, model, floor_s))
+    if snapshot.online.rows:
+        late = _rows_beside_online(kept, snapshot, model, settings)
+        released += late
         kept = _without(kept, late)
     step = _Step(snapshot, model, settings, kept)
     chunk_is_online = (
@@ -274,6 +273,20 @@ class _Step:
             budget_s=budget_s,
             predicted_s=self.iteration.seconds(work, tokens),
         )
+
+
+def _rows_beside_online(
+    rows: tuple[OfflineRow, ...],
+    snapshot: Snapshot,
+    model: StepTimeModel,
+    settings: CoschedulerSettings,
+) -> tuple[OfflineRow, ...]:
+    """Offline rows that online rows cannot afford; all of them while nothing can be predicted."""
+    if not model.trained:
+        return tuple(row for row in rows if row.releasable)
+    alone_s = model.upper(decode_shape(snapshot, ()))
+    floor_s = max(sustainable_step(snapshot, settings.slo), 1.25 * alone_s)
+    return rows_for_time(rows, snapshot, model, floor_s)
 
 
 def _online_order(snapshot: Snapshot, model: StepTimeModel) -> tuple[WaitingOnline, ...]:

@@ -425,3 +425,13 @@ def test_a_chunk_of_few_tokens_waits_while_online_rows_would_pay_a_fixed_price_f
     # with 245 ms, 170 tokens take 230 ms: 1.35 ms a token
     later = snapshot(online=online(1, due_in_s=0.245), candidates=(candidate("a", tokens=900),))
     assert decide(later, fixed, SETTINGS).chunk_tokens == 170
+
+
+def test_without_a_model_no_offline_row_decodes_beside_online_ones() -> None:
+    rows = (row("a"), row("b", releasable=False), row("c"))
+    plan = decide(
+        snapshot(online=online(1, due_in_s=5.0), offline_rows=rows), StepTimeModel(), SETTINGS
+    )
+    assert sorted(plan.release) == ["a", "c"]
+    alone = decide(snapshot(offline_rows=rows), StepTimeModel(), SETTINGS)
+    assert alone.release == ()
