@@ -15,6 +15,8 @@ pytest.importorskip("sglang.srt.utils")
 from sglang.srt.mem_cache import registry
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
 from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.test.kits.unified_radix_cache import fixtures
 from sglang.test.kits.unified_radix_cache.config import CacheConfig
 from sglang.test.kits.unified_radix_cache.mixins import UnifiedRadixCacheFixtures
 from sglang.test.test_utils import CustomTestCase
@@ -227,3 +229,28 @@ def test_the_flags_that_are_judged_are_sglangs() -> None:
 
     assert set(FLAGS) <= set(inspect.signature(ServerArgs).parameters)
     assert hasattr(registry, "register_radix_cache_backend")
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_a_preempted_request_of_a_sliding_window_model_keeps_its_kv_in_sglangs_cache(
+    page_size: int,
+) -> None:
+    """What `--echo-eviction lru` leaves to SGLang: giving way as Echo makes rows do it."""
+    kit = Lifecycle()
+    kit.cfg = CacheConfig(
+        page_size=page_size,
+        components=(ComponentType.FULL, ComponentType.SWA),
+        sliding_window_size=8,
+    )
+    with mock.patch.object(fixtures, "get_device", lambda: "cpu"):
+        cache, allocator, rows = fixtures.build_fixture(kit.cfg)
+    free = allocator.full_attn_allocator.available_size()
+    prompt = kit._make_seq(100, 12 // page_size)
+    for _ in range(3):
+        req, _ = kit._make_inflight_req(cache, allocator, rows, prompt, [7] * 8, allocated=True)
+        release_kv_cache(req, cache, checkpoint=True)
+        cache.sanity_check()
+        match = cache.match_prefix(MatchPrefixParams(key=key_of([*prompt, *[7] * 8])))
+        assert match.device_prefix_len == len(prompt) + 8
+    cache.evict(EvictParams(num_tokens=10**6, swa_num_tokens=10**6))
+    assert allocator.full_attn_allocator.available_size() == free
