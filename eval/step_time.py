@@ -137,7 +137,7 @@ def _is_beyond(shape: BatchShape) -> bool:
         value > 1.1 * bound
         for value, bound in (
             (shape.extend_tokens, INNER.max_chunk),
-            (shape.extend_pairs, INNER.max_prefix * shape.extend_tokens),
+            (shape.longest_prefix, INNER.max_prefix),
             (shape.decode_rows, INNER.max_rows),
             (shape.decode_kv_tokens, INNER.max_kv * shape.decode_rows),
         )

@@ -108,4 +108,5 @@ def batch_shape(batch: ScheduleBatch) -> BatchShape:
         # A row's prefix in a mixed batch lacks the token it computes, `seq_lens_cpu` has it.
         decode_kv_tokens=sum(batch.prefix_lens[num_extend:]) + num_decode,
         extend_prefix_tokens=sum(prefixes),
+        longest_prefix=max(prefixes, default=0),
     )

@@ -26,6 +26,7 @@ class BatchShape:
     decode_kv_tokens: KV tokens those rows attend to.
     extend_prefix_tokens: sum over prefilling requests of the prefix: KV tokens read however
     short the chunk. 0 when not known.
+    longest_prefix: the longest of those prefixes. 0 when not known.
     """
 
     extend_tokens: int = 0
@@ -34,6 +35,7 @@ class BatchShape:
     decode_rows: int = 0
     decode_kv_tokens: int = 0
     extend_prefix_tokens: int = 0
+    longest_prefix: int = 0
 
     @property
     def has_extend(self) -> bool:
@@ -56,6 +58,7 @@ class BatchShape:
             decode_rows=self.decode_rows,
             decode_kv_tokens=self.decode_kv_tokens,
             extend_prefix_tokens=self.extend_prefix_tokens + prefix_tokens,
+            longest_prefix=max(self.longest_prefix, prefix_tokens),
         )
 
 

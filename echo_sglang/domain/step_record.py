@@ -136,7 +136,14 @@ class StepRecord:
             decode_rows=self.decode_rows,
             decode_kv_tokens=self.decode_kv_tokens,
             extend_prefix_tokens=self.sums.prefix_tokens,
+            longest_prefix=self._longest_prefix(),
         )
+
+    def _longest_prefix(self) -> int:
+        """Exact where the pairs are kept, else the mean: at most the longest."""
+        if self.extends is not None:
+            return max((prefix for _, prefix in self.extends), default=0)
+        return self.sums.prefix_tokens // max(self.sums.rows, 1)
 
     def to_row(self) -> list[Any]:
         """JSON values in the order of COLUMNS; times to the microsecond."""

@@ -13,11 +13,11 @@ PROFILE_REACH = 1.05
 LIVE_REACH = 2.0
 """A live server grows into larger batches: up to twice what was seen is no guess."""
 
-Extent = tuple[float, float, float, float, float, float]
+Extent = tuple[float, float, float, float, float, float, float]
 """Extend tokens, attention pairs, prefix tokens of all prompts, decode rows, KV tokens, KV tokens a
-row. None of them falls when a chunk grows into more prompts, as a mean would."""
+row, longest prefix. None of them falls when a chunk grows into more prompts, as a mean would."""
 
-NOTHING: Extent = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NOTHING: Extent = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def extent(shape: BatchShape) -> Extent:
@@ -31,6 +31,7 @@ def extent(shape: BatchShape) -> Extent:
         rows,
         kv,
         kv / rows if rows else 0.0,
+        shape.longest_prefix,
     )
 
 
@@ -68,12 +69,13 @@ class Hull:
             seen = self.mixed
         else:
             seen = self.extend
-        tokens, work, prefix, most_rows, most_kv, row_kv = seen
+        tokens, work, prefix, most_rows, most_kv, row_kv, longest = seen
         # Nearly always inside, and asked dozens of times a decision.
         pairs = shape.extend_pairs
         if (
             (not rows or (rows <= most_rows and kv <= most_kv and kv <= row_kv * rows))
             and (not extend or (extend <= tokens and shape.extend_prefix_tokens <= prefix))
+            and shape.longest_prefix <= longest
             and pairs + 0.5 * shape.extend_square <= work
         ):
             return 0.0
@@ -104,7 +106,7 @@ def live_hull() -> Hull:
 
     Prefixes and long rows are not held against it, lest it never gets to know them.
     """
-    nothing: Extent = (0.0, math.inf, math.inf, 0.0, 0.0, math.inf)
+    nothing: Extent = (0.0, math.inf, math.inf, 0.0, 0.0, math.inf, math.inf)
     return Hull(reach=LIVE_REACH, shared=True, extend=nothing, decode=nothing, mixed=nothing)
 
 
@@ -120,4 +122,5 @@ def _larger(a: Extent, b: Extent) -> Extent:
     return (
         max(a[0], b[0]), max(a[1], b[1]), max(a[2], b[2]),
         max(a[3], b[3]), max(a[4], b[4]), max(a[5], b[5]),
+        max(a[6], b[6]),
     )  # fmt: skip

@@ -128,8 +128,8 @@ def _extent_to_plain(extent: Extent) -> list[float | None]:
 
 
 def _extent(name: str, values: list[Any]) -> Extent:
-    a, b, c, d, e, f = (math.inf if v is None else _at_least_zero(name, v) for v in values)
-    return a, b, c, d, e, f
+    a, b, c, d, e, f, g = (math.inf if v is None else _at_least_zero(name, v) for v in values)
+    return a, b, c, d, e, f, g
 
 
 def _at_least_zero(name: str, value: Any) -> float:

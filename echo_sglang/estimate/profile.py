@@ -22,7 +22,7 @@ from echo_sglang.estimate.report import RegimeReport
 from echo_sglang.estimate.step_time import StepTimeModel
 
 FORMAT = "echo_sglang step-time profile"
-VERSION = 1
+VERSION = 2
 
 _REMEDY = "make it again with `echo-sglang profile` and `echo-sglang train`"
 

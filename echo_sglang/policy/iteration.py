@@ -103,7 +103,7 @@ def largest(high: int, holds: Callable[[int], bool]) -> int:
 def _with_work(base: BatchShape, work: Work, tokens: int) -> BatchShape:
     """`base` plus the first `tokens` of `work`."""
     extend_tokens, pairs, square = base.extend_tokens, base.extend_pairs, base.extend_square
-    prefixes = base.extend_prefix_tokens
+    prefixes, longest = base.extend_prefix_tokens, base.longest_prefix
     left = tokens
     for extend, prefix in work:
         chunk = min(extend, left)
@@ -113,6 +113,7 @@ def _with_work(base: BatchShape, work: Work, tokens: int) -> BatchShape:
         pairs += chunk * prefix
         square += chunk * chunk
         prefixes += prefix
+        longest = max(longest, prefix)
         left -= chunk
     return BatchShape(
         extend_tokens=extend_tokens,
@@ -121,4 +122,5 @@ def _with_work(base: BatchShape, work: Work, tokens: int) -> BatchShape:
         decode_rows=base.decode_rows,
         decode_kv_tokens=base.decode_kv_tokens,
         extend_prefix_tokens=prefixes,
+        longest_prefix=longest,
     )

@@ -47,7 +47,7 @@ STATUS_SCHEMA: dict[str, Any] = {
         "samples": int,
         "profile": NONE,
         "safe_mode": (NONE, str),
-        "drift_ratio": float,
+        "drift_ratio": (NONE, float),
         "median_abs_error": float,
         "largest_extend_tokens": int,
         "regimes": {

@@ -57,7 +57,7 @@ def models(draw: st.DrawFn) -> StepTimeModel:
     if draw(st.integers(0, 3)) == 0:
         return machine_training().model
     size = st.floats(1.0, 3_000.0)
-    seen = (draw(size), 1e6, 1e3, 8.0, 4e3, 1e3)
+    seen = (draw(size), 1e6, 1e3, 8.0, 4e3, 1e3, draw(st.floats(100.0, 1e3)))
     weights = tuple(draw(st.sampled_from([0.0, 1e-7, 1e-4])) for _ in range(13))
     return StepTimeModel(
         weights_s=draw(st.sampled_from([(), weights])),

@@ -38,6 +38,14 @@ def test_a_longer_context_a_row_is_outside_though_the_sum_is_not() -> None:
     assert hull.excess(BatchShape(decode_rows=1, decode_kv_tokens=2_000)) > 1.0
 
 
+def test_a_longer_prefix_is_outside_though_the_sum_is_not() -> None:
+    two = BatchShape().with_chunk(256, 1_000).with_chunk(256, 1_000)
+    one = BatchShape().with_chunk(256, 2_000)
+    hull = hull_of([two], PROFILE_REACH)
+    assert one.extend_prefix_tokens == two.extend_prefix_tokens
+    assert hull.excess(one) == pytest.approx(2.0 / PROFILE_REACH)
+
+
 def test_growing_by_a_batch_takes_it_in_and_an_inner_one_changes_nothing() -> None:
     hull = hull_of([DECODE], PROFILE_REACH)
     assert hull.grown(BatchShape(decode_rows=2, decode_kv_tokens=900)) is hull

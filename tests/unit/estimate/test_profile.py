@@ -74,7 +74,7 @@ def test_a_model_learned_from_nothing_is_no_profile() -> None:
         ("[1, 2]", "no echo_sglang step-time profile"),
         ("{}", "no echo_sglang step-time profile"),
         ('{"format": "echo_sglang step-time profile", "version": 7}', "version 7"),
-        ('{"format": "echo_sglang step-time profile", "version": 1}', "lacks 'identity'"),
+        ('{"format": "echo_sglang step-time profile", "version": 2}', "lacks 'identity'"),
         ("[" * 100_000, "corrupt|truncated"),
     ],
 )

@@ -47,7 +47,7 @@ def test_asking_again_gives_the_same_answer() -> None:
 
 
 def test_a_chunk_is_known_as_far_as_the_model_was_shown() -> None:
-    seen = (100.0, 1e6, 1e3, 2.0, 400.0, 200.0)
+    seen = (100.0, 1e6, 1e3, 2.0, 400.0, 200.0, 1e3)
     hull = Hull(reach=PROFILE_REACH, extend=seen, decode=seen, mixed=seen)
     # 1.05 times the 100 tokens seen.
     assert iteration(hull=hull).known_chunk([(80, 0), (90, 0)], 170) == 105
@@ -55,7 +55,7 @@ def test_a_chunk_is_known_as_far_as_the_model_was_shown() -> None:
 
 
 def test_beside_rows_that_the_model_was_never_shown_no_chunk_is_known() -> None:
-    seen = (100.0, 1e6, 1e3, 1.0, 200.0, 200.0)
+    seen = (100.0, 1e6, 1e3, 1.0, 200.0, 200.0, 1e3)
     hull = Hull(reach=PROFILE_REACH, extend=seen, decode=seen, mixed=seen)
     assert iteration(hull=hull).known_chunk([(80, 0)], 80) == 0
     # Not in one iteration with them, it is.
