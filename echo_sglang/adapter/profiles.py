@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,4 +66,7 @@ def profile_for(scheduler: EchoScheduler, config: EchoConfig) -> ServerProfile |
             ) from error
         logger.warning("--echo-profile-force: %s", error)
         forced = True
+    # Age alone makes no profile stale: what the server measures does, see estimate/health.py.
+    days = profile.age_days(datetime.now(UTC).date().isoformat())
+    logger.info("--echo-profile %s: made %d days ago", config.profile, days)
     return ServerProfile(profile, forced)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,9 @@ def inspect(
     """Show the server that a profile was made on and the errors on held-out iterations."""
     found = load_profile(profile)
     identity, provenance = asdict(found.identity), asdict(found.provenance)
+    today = datetime.now(UTC).date().isoformat()
     model = {
+        "age_days": found.age_days(today),
         "fitted_iterations": found.model.samples,
         "largest_extend_tokens": found.model.largest_extend_tokens,
     }

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear, nnls
 
 from echo_sglang.domain.batch import BatchShape
 
@@ -141,8 +141,20 @@ def solve_nonnegative(columns: Array, seconds: Array, weights: Array) -> Array:
     scale = np.linalg.norm(rows, axis=0)
     scale[scale == 0.0] = 1.0
     q, r = np.linalg.qr(rows / scale)
-    solution, _ = nnls(r, q.T @ weights, maxiter=100 * rows.shape[1])
-    return np.asarray(solution / scale)
+    return least_squares(r, q.T @ weights, maxiter=100 * rows.shape[1]) / scale
+
+
+def least_squares(a: Array, b: Array, *, maxiter: int) -> Array:
+    """Non-negative x that makes a @ x closest to b.
+
+    The active set of nearly dependent columns can cycle; an interior method then ends the
+    search, slower and to about 1e-5 of the largest weight.
+    """
+    try:
+        solution, _ = nnls(a, b, maxiter=maxiter)
+    except RuntimeError:
+        solution = lsq_linear(a, b, bounds=(0.0, np.inf)).x
+    return np.asarray(np.maximum(solution, 0.0))
 
 
 def _segments(x: Array, knots: Array) -> Array:

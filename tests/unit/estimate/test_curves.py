@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 
 from echo_sglang.domain.batch import BatchShape
-from echo_sglang.estimate.curves import NUM_INPUTS, Curve, fit_curves, inputs, solve_nonnegative
+from echo_sglang.estimate.curves import (
+    NUM_INPUTS,
+    Curve,
+    fit_curves,
+    inputs,
+    least_squares,
+    solve_nonnegative,
+)
 
 
 def token_rows(tokens: np.ndarray) -> np.ndarray:
@@ -59,3 +67,12 @@ def test_a_prefix_that_is_not_given_is_taken_from_the_pairs() -> None:
 def test_segments_must_match_their_knots() -> None:
     with pytest.raises(AssertionError):
         Curve((1.0,), (0.0,), (0.0,))
+
+
+def test_a_search_that_does_not_end_gives_way_to_one_that_does() -> None:
+    rng = np.random.default_rng(3)
+    a = rng.uniform(size=(40, 12))
+    b = a @ np.maximum(rng.normal(size=12), 0.0)
+    with pytest.raises(RuntimeError):
+        nnls(a, b, maxiter=1)
+    assert least_squares(a, b, maxiter=1) == pytest.approx(nnls(a, b)[0], abs=1e-4)
