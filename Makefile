@@ -39,8 +39,13 @@ stock-python: venvs  ## print the Python with stock SGLang and this project
 demo: setup  ## a server, bursty chat and a pool of document questions, and what came of them
 	$(VENV) scripts/demo.py
 
-test: setup  ## all tests, those with real servers too (PYTEST_ARGS=...)
+test: setup  ## all tests, those with real servers too; only those of PYTEST_ARGS=... if given
+ifeq ($(PYTEST_ARGS),)
+	OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist loadfile -m "not server and not gpu"
+	$(VENV) -m pytest -m "server and not gpu"
+else
 	$(VENV) -m pytest $(PYTEST_ARGS)
+endif
 
 check: lint types layers patch-check test-quick  ## everything quick: under a minute, no server
 

@@ -24,6 +24,13 @@ SMALL_SERVER_FLAGS = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever asks for the model starts a server, and says so."""
+    for item in items:
+        if "model_path" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.server)
+
+
 @pytest.fixture(scope="session")
 def model_path() -> str:
     path = os.environ.get("ECHO_TEST_MODEL")
