@@ -1,6 +1,4 @@
-"""How fast the emulator runs, and what it spends its time on.
-
-    python eval/bench_sim.py [--pooled 1000,10000] [--window-s 60]
+"""How fast the emulator runs, and what it spends its time on (`python eval/run.py bench-sim`).
 
 Poisson chat at 2/s beside pooled questions to documents (4,000 + 60 tokens, 64 out, shuffled) on
 an emulated A100-80G with Llama-3.1-8B and 400,000 KV tokens, one process a run: virtual seconds
@@ -12,25 +10,21 @@ torch and the standard library count for the code that made them.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import signal
-import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from echo_sglang.config import EchoConfig
+from echo_sglang.errors import WorkloadError
 from echo_sglang.sim.arrivals import PoissonTraffic
 from echo_sglang.sim.documents import DocumentQuestions
-from echo_sglang.sim.environment import prepare_environment
+from echo_sglang.sim.processes import run_apart
+from echo_sglang.sim.run import execute
 from echo_sglang.sim.setup import ServerSetup
 from echo_sglang.sim.spec import RunSpec
+from eval.harness.server import REPOSITORY
 
 SAMPLE_EVERY_S = 0.004
 LOOP = "run_event_loop"
@@ -72,7 +66,7 @@ class Sampler:
 
 def part_of(file_name: str) -> str | None:
     """The part of the emulation that a source file belongs to, None if to none."""
-    place = file_name.removeprefix(f"{ROOT}/").rpartition("site-packages/")[2]
+    place = file_name.removeprefix(f"{REPOSITORY}/").rpartition("site-packages/")[2]
     return next((part for folder, part in PARTS if place.startswith(folder)), None)
 
 
@@ -93,8 +87,6 @@ def spec_of(contender: str, pooled: int, window_s: float, seed: int) -> RunSpec:
 
 def measure(spec: RunSpec) -> tuple[dict[str, Any], dict[str, float]]:
     """In a process of its own: the run's summary, and the share of CPU of each part."""
-    from echo_sglang.sim.run import execute
-
     sampler = Sampler()
     sampler.start()
     summary = execute(spec)["summary"]
@@ -102,25 +94,24 @@ def measure(spec: RunSpec) -> tuple[dict[str, Any], dict[str, float]]:
     return summary, {part: count / total for part, count in sampler.ticks.most_common()}
 
 
-def main() -> None:
-    """Print a line and a breakdown for every run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pooled", default="1000,10000", help="comma-separated (%(default)s)")
-    parser.add_argument("--contenders", default="echo,stock", help="of these (%(default)s)")
-    parser.add_argument("--window-s", type=float, default=60.0, help="virtual (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
-    arguments = parser.parse_args()
-    prepare_environment()
-    names = [name for name in arguments.contenders.split(",") if name]
-    if unknown := set(names) - set(SETUPS):
-        parser.error(f"unknown contenders {sorted(unknown)}; there are {', '.join(SETUPS)}")
-    for name in names:
+def add_command(commands: Any) -> None:
+    """Add `bench-sim` to the subcommands of an argparse parser."""
+    command = commands.add_parser("bench-sim", help="virtual seconds per CPU second, and on what")
+    command.add_argument("--pooled", default="1000,10000", help="comma-separated (%(default)s)")
+    command.add_argument("--contenders", default="echo,stock", help="of these (%(default)s)")
+    command.add_argument("--window-s", type=float, default=60.0, help="virtual (%(default)s)")
+    command.add_argument("--seed", type=int, default=1, help="(%(default)s)")
+    command.set_defaults(execute=main)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Print a line and a breakdown for every run. Raises WorkloadError for an unknown name."""
+    for name in arguments.contenders.split(","):
+        if name not in SETUPS:
+            raise WorkloadError(f"unknown contender {name!r}; there are {', '.join(SETUPS)}")
         for pooled in map(int, arguments.pooled.split(",")):
             spec = spec_of(name, pooled, arguments.window_s, arguments.seed)
-            with ProcessPoolExecutor(
-                max_workers=1, mp_context=multiprocessing.get_context("spawn")
-            ) as alone:
-                report(name, pooled, *alone.submit(measure, spec).result())
+            report(name, pooled, *next(run_apart(measure, [spec])))
 
 
 def report(name: str, pooled: int, summary: dict[str, Any], shares: dict[str, float]) -> None:
@@ -132,7 +123,3 @@ def report(name: str, pooled: int, summary: dict[str, Any], shares: dict[str, fl
     )
     for part, share in shares.items():
         print(f"    {share:6.1%}  {part}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -148,9 +148,7 @@ class EchoTreeCore(UnifiedTreeCore):
         self.evictable_device_leaves = _LeafSet(self)
 
     @contextmanager
-    def used_by(
-        self, service_class: ServiceClass, known_path: int | None = None
-    ) -> Iterator[None]:
+    def used_by(self, service_class: ServiceClass, known_path: int | None = None) -> Iterator[None]:
         """Inserts inside are the work of this class.
 
         known_path: id of the node that the inserting request holds, whose path is the
