@@ -79,6 +79,10 @@ class EchoKey(RadixKey):
         """The same key, its tokens not shared with anything longer."""
         return cls(key.raw_token_ids(), key.extra_key, key.is_bigram, None, key.cache_salt)
 
+    def __len__(self) -> int:
+        """As upstream's for keys that are neither capped nor bigrams, in one call."""
+        return len(self.token_ids)
+
     def __getitem__(self, index: int | slice) -> EchoKey:
         part = super().__getitem__(index)
         part.__class__ = EchoKey
@@ -277,9 +281,9 @@ class EchoTreeCore(UnifiedTreeCore):
 
     def held_alone(self, node_id: int) -> int:
         """Tokens on the path to a node that one request alone holds, if it holds that node."""
-        node, tokens = self.node_by_id(node_id), 0
-        while node is not self.root_node and node.component_data[FULL].lock_ref == 1:
-            tokens += len(node.key)
+        node, root, tokens = self.node_by_id(node_id), self.root_node, 0
+        while node is not root and node.component_data[FULL].lock_ref == 1:
+            tokens += len(node.key.token_ids)
             node = node.parent
         return tokens
 

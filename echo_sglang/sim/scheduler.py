@@ -16,7 +16,6 @@ from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
 
-from echo_sglang.adapter.step_timer import batch_shape
 from echo_sglang.sim.answers import Answers
 from echo_sglang.sim.clock import START_S, TimeModule, VirtualClock
 from echo_sglang.sim.device import Device
@@ -173,11 +172,8 @@ class Emulation:
         self._charge_host()
         before_s = max(emulator.clock.device_free_s, emulator.clock.now_s)
         result = super().run_batch(batch, *args, **kwargs)
-        shape = batch_shape(batch)
-        assert shape is not None
-        rows = _rows(batch)
-        emulator.steps.add(shape, result.end_s - before_s, rows)
-        for rid, context_tokens, computed_tokens in rows:
+        emulator.steps.add(result.shape, result.end_s - before_s, result.rows)
+        for rid, context_tokens, computed_tokens in result.rows:
             emulator.records[rid].compute(context_tokens, computed_tokens)
         return result
 
@@ -224,15 +220,6 @@ class Emulation:
                 f"nothing has run for {MAX_STALL_S:g} virtual seconds although requests wait "
                 f"({len(self.waiting_queue)} in SGLang's queue); the scheduler is stuck"
             )
-
-
-def _rows(batch: ScheduleBatch) -> list[tuple[str, int, int]]:
-    lengths = batch.seq_lens_cpu.tolist()
-    computed = batch.extend_lens if batch.forward_mode.is_extend() else [1] * len(lengths)
-    return [
-        (req.rid, length, tokens)
-        for req, length, tokens in zip(batch.reqs, lengths, computed, strict=True)
-    ]
 
 
 def emulated(base: type[Scheduler], emulator: Emulator) -> type[Scheduler]:
