@@ -138,7 +138,7 @@ class RequestIntake(ClockedScheduler):
             return known.tokens
         found = self._probe(queue.tokens(entry.rid), *queue.namespace_of(entry.rid))
         most = (entry.num_tokens - 1) // self.page_size * self.page_size
-        if found.tokens == found.node_end == most:
+        if found.tokens == found.node_end >= most:
             queue.note_cached_end(entry.rid, found)
         return found.tokens
 
