@@ -7,26 +7,24 @@ from pathlib import Path
 import pytest
 
 from echo_sglang.config import EchoConfig
+from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.step_record import ExtendSums, StepMode, StepRecord, TraceHeader
 from echo_sglang.estimate.step_trace import StepTrace
+from echo_sglang.sim.catalog import device_named
 from echo_sglang.sim.processes import run_apart
 from echo_sglang.sim.setup import ServerSetup
 from echo_sglang.sim.workload import prompt_ids
 from eval.harness.records import OnlineRecord, RunRecord
 from eval.harness.workload import OfflineRequest, OnlineRequest, Workload, WorkloadConfig
-from eval.validation_cpu import (
+from eval.validation_cpu import compare, setup_of, text
+from eval.validation_replay import (
     Emulation,
-    Measured,
-    Plan,
-    compare,
-    edge_seconds,
+    ScatteredDevice,
     emulate,
-    host_seconds,
     requests_as_sent,
-    setup_of,
     shared_tokens,
-    text,
 )
+from eval.validation_server import Measured, Plan, Probe, edge_seconds, host_seconds
 
 HEAD = [1, 2, 3]
 TOKENS = {
@@ -93,13 +91,33 @@ def test_the_host_s_time_is_what_lies_between_iterations_without_a_wait() -> Non
     assert host_seconds(trace(step(1, 1.0, 0.1))) == 0.0
 
 
-def test_the_edge_is_what_a_lone_client_waits_beyond_its_iteration() -> None:
-    """One warm-up prompt and decode rows are passed over; 20 and 30 ms remain."""
-    steps = trace(
-        step(1, 1.0, 0.5, prompt=99), step(2, 1.1, 0.1), step(3, 2.0, 0.10, prompt=50),
-        step(4, 3.0, 0.12, prompt=60),
+def test_the_edge_is_what_a_lone_client_waits_beyond_its_iterations() -> None:
+    """A prompt before the first probe, decode rows and the last probe do not count. The first
+    waits 20 ms beyond one iteration, the second 30 ms beyond two."""
+    steps = StepTrace(
+        header=TraceHeader(identity={}, started_unix_s=5000.0),
+        records=(
+            step(1, 1.0, 0.5, prompt=99), step(2, 1.1, 0.1), step(3, 2.10, 0.10, prompt=50),
+            step(4, 3.12, 0.12, prompt=60), step(5, 3.2, 0.08, prompt=10),
+            step(6, 9.0, 0.3, prompt=9),
+        ),
+        torn=(),
     )  # fmt: skip
-    assert edge_seconds([0.12, 0.15], steps, skipped=1) == pytest.approx(0.025)
+    probes = [
+        Probe(sent_unix_s=5002.0, ttft_s=0.12),
+        Probe(sent_unix_s=5003.0, ttft_s=0.23),
+        Probe(sent_unix_s=5004.0, ttft_s=9.0),
+    ]
+    assert edge_seconds(probes, steps) == pytest.approx(0.025)
+
+
+def test_a_scattered_device_repeats_itself_only_in_another_run() -> None:
+    shape = BatchShape(decode_rows=2, decode_kv_tokens=100)
+    plain = device_named("RTX4090:Llama-3.1-8B")
+    first, again = (ScatteredDevice(plain, (0.5, 1.0, 2.0), seed=3) for _ in range(2))
+    times = [first.seconds(shape) for _ in range(20)]
+    assert times == [again.seconds(shape) for _ in range(20)]
+    assert {round(seconds / plain.seconds(shape), 6) for seconds in times} == {0.5, 1.0, 2.0}
 
 
 def test_shared_tokens_stop_at_the_first_difference_and_before_the_last_token() -> None:
