@@ -73,6 +73,7 @@ def run(plan: Plan) -> pd.DataFrame:
             "seed": plan.seed,
             "window_s": plan.window_s,
             "sweep_s": plan.sweep_s,
+            "server_flags": plan.server_flags,
             "host_s": measured.host_s,
             "edge_s": measured.edge_s,
             "table": json.loads(table.to_json(orient="records")),
@@ -142,6 +143,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--window-s", type=float, default=120.0, help="seconds (%(default)s)")
     command.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     command.add_argument("--model-path", type=Path, default=default_model_path())
+    command.add_argument("--server-flags", default="", help="further flags of the server")
     command.add_argument("--name", default="validation-cpu", help="result folder below results/")
     command.set_defaults(execute=main)
 
@@ -154,6 +156,7 @@ def main(arguments: argparse.Namespace) -> None:
         sweep_s=arguments.sweep_s,
         window_s=arguments.window_s,
         seed=arguments.seed,
+        server_flags=tuple(arguments.server_flags.split()),
     )
     print(f"\n{text(run(plan))}\nwritten to {plan.results.relative_to(REPOSITORY)}/")
 

@@ -1,4 +1,4 @@
-"""The emulation of `validation-cpu`: the requests of a real run, sent again to an emulated server."""
+"""The emulation of `validation-cpu`: what was sent to a real server, sent to an emulated one."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ GRACE_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to run and where to leave it. sweep_s: seconds of profiling."""
+    """What to run and where to leave it. sweep_s: seconds of profiling. server_flags: further
+    flags of the server, such as --echo-emulate DEVICE."""
 
     results: Path
     model_path: Path
@@ -43,6 +44,7 @@ class Plan:
     sweep_s: float = 150.0
     window_s: float = 120.0
     seed: int = 1
+    server_flags: tuple[str, ...] = ()
 
     @property
     def profile(self) -> Path:
@@ -152,7 +154,7 @@ def _spec(plan: Plan, trace: Path, *flags: str) -> ServerSpec:
         module=ECHO_MODULE,
         python=plan.python,
         model_path=plan.model_path,
-        flags=contenders.echo(("--echo-trace", str(trace), *flags)).flags,
+        flags=contenders.echo(("--echo-trace", str(trace), *plan.server_flags, *flags)).flags,
     )
 
 
