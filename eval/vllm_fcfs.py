@@ -159,9 +159,12 @@ class FcfsScheduler:
         return self._iteration(parts) if parts else None
 
     def finish(self, request: Request) -> None:
-        """Its last token was given."""
+        """Its last token was given; it may have been preempted while that was in flight."""
         self._blocks.give_back(request)
-        self.running.remove(request)
+        if request in self.running:
+            self.running.remove(request)
+        else:
+            self.waiting.remove(request)
 
     def _admit(self, parts: dict[Request, int], budget: int) -> None:
         size = self._settings.block_tokens

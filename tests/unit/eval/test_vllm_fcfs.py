@@ -91,6 +91,14 @@ def test_a_prompt_is_not_begun_before_all_of_it_fits() -> None:
     assert list(scheduler.waiting) == [second]
 
 
+def test_who_gives_way_with_its_last_token_in_flight_is_done_all_the_same() -> None:
+    """3 blocks: the older's 5th token takes one of the newer, which ends in the same second."""
+    older, newer = request(0, prompt=4, output=3), request(1, prompt=7, output=1)
+    simulate([older, newer], one_second, Settings(blocks=3, block_tokens=4))
+    assert (newer.preemptions, newer.last_s) == (1, 1.0)
+    assert older.last_s == 3.0
+
+
 def test_what_can_never_run_is_named() -> None:
     with pytest.raises(ValueError, match="1 requests can never run in 2 blocks of 16 tokens"):
         simulate([request(0, prompt=33)], one_second, Settings(blocks=2))
