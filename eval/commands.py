@@ -11,7 +11,17 @@ from typing import Any
 from echo_sglang.errors import WorkloadError
 from echo_sglang.sim.documents import Order as OfflineOrder
 from echo_sglang.sim.metrics import Slo
-from eval import emulated, foundation, kv_cache, kv_demand, live_step_times, step_time
+from eval import (
+    bench_sim,
+    emulated,
+    foundation,
+    kv_cache,
+    kv_demand,
+    live_step_times,
+    step_time,
+    validation,
+    validation_cpu,
+)
 from eval.contenders import CONFIGS
 from eval.emulated_scenarios import scenario_named
 from eval.harness.report import text_table
@@ -29,6 +39,9 @@ def add_commands(commands: Any) -> None:
     kv_demand.add_command(commands)
     kv_cache.add_command(commands)
     live_step_times.add_command(commands)
+    validation.add_command(commands)
+    bench_sim.add_command(commands)
+    validation_cpu.add_command(commands)
 
 
 def _add_foundation(commands: Any) -> None:

@@ -138,15 +138,27 @@ class KernelTable:
 
     def seconds(self, prompts: Prompts, rows: int, kv_tokens: int) -> float:
         """See `IterationTable`. At most one prompt."""
-        chunk, prefix = prompts[0] if prompts else (0, 0)
-        if len(prompts) > 1 or chunk + rows > self.max_tokens:
+        if len(prompts) > 1:
             return math.nan
-        kv_each = kv_tokens / rows if rows else 0.0
-        point = np.log2(1.0 + np.array([chunk, prefix, rows, kv_each]))
-        attention_us = float(self._attention_us(point)[0])
-        dense_us = float(np.interp(chunk + rows, self._tokens, self._dense_us))
+        return self.composed_seconds(prompts, rows, kv_tokens)
+
+    def composed_seconds(self, prompts: Prompts, rows: int, kv_tokens: int) -> float:
+        """As `seconds` for any number of prompts: the attention of those after the first is
+        added as if each ran alone, since none were measured together."""
+        tokens = rows + sum(chunk for chunk, _ in prompts)
+        if tokens > self.max_tokens:
+            return math.nan
+        first = prompts[0] if prompts else (0, 0)
+        attention_us = self._attention_of(first, rows, kv_tokens / rows if rows else 0.0)
+        attention_us += sum(self._attention_of(prompt, 0, 0.0) for prompt in prompts[1:])
+        dense_us = float(np.interp(tokens, self._tokens, self._dense_us))
         head_us = float(np.interp(rows + len(prompts), self._sequences, self._head_us))
         return 1e-6 * (LAYERS * attention_us + dense_us + head_us)
+
+    def _attention_of(self, prompt: tuple[int, int], rows: int, kv_each: float) -> float:
+        """Microseconds of one layer's attention."""
+        point = np.log2(1.0 + np.array([*prompt, rows, kv_each]))
+        return float(self._attention_us(point)[0])
 
     def grid(self) -> list[tuple[Prompts, int, int]]:
         """See `IterationTable`."""

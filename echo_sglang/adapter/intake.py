@@ -10,7 +10,7 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from echo_sglang.adapter.clock import ClockedScheduler
-from echo_sglang.adapter.offline_queue import OfflineQueue
+from echo_sglang.adapter.offline_queue import CachedPrefix, OfflineQueue
 from echo_sglang.adapter.requests import EchoReq, can_wait_as_tokens, is_offline, tag_of
 from echo_sglang.adapter.tree_core import EchoTreeCore
 from echo_sglang.domain.tag import RequestTag, ServiceClass
@@ -22,6 +22,9 @@ from echo_sglang.policy.settings import CoschedulerSettings
 
 DEFAULT_NEW_TOKENS = 128
 """What a request is taken to produce that does not say how much it may."""
+
+
+NOTHING_CACHED = CachedPrefix(0, -1, 0)
 
 
 class RequestIntake(ClockedScheduler):
@@ -129,18 +132,25 @@ class RequestIntake(ClockedScheduler):
 
     def probe_cached(self, entry: OfflineEntry) -> int:
         """Tokens of a pooled request that the KV cache holds, without touching the cache."""
-        tokens = self.offline_queue.tokens(entry.rid)
-        return self._probe(tokens, *self.offline_queue.namespace_of(entry.rid))
+        queue, core = self.offline_queue, self.echo_core
+        known = queue.cached_end(entry.rid)
+        if known is not None and core is not None and core.is_cached(known.node_id):
+            return known.tokens
+        found = self._probe(queue.tokens(entry.rid), *queue.namespace_of(entry.rid))
+        most = (entry.num_tokens - 1) // self.page_size * self.page_size
+        if found.tokens == found.node_end >= most:
+            queue.note_cached_end(entry.rid, found)
+        return found.tokens
 
     def _match(self, tokens: Any, source: Any) -> int:
-        return self._probe(tokens, source.extra_key, source.cache_salt)
+        return self._probe(tokens, source.extra_key, source.cache_salt).tokens
 
-    def _probe(self, tokens: Any, extra_key: str | None, cache_salt: str | None) -> int:
+    def _probe(self, tokens: Any, extra_key: str | None, cache_salt: str | None) -> CachedPrefix:
         core = getattr(self.tree_cache, "tree_core", None)
         if core is None or not self.tree_cache.supports_prefix_sharing():
-            return 0
+            return NOTHING_CACHED
         key = RadixKey(token_ids=tokens, extra_key=extra_key, cache_salt=cache_salt)
-        return int(core.match_full_device_prefix(key)[0])
+        return CachedPrefix(*core.match_full_device_prefix(key))
 
     def _build_req(self, recv_req: TokenizedGenerateReqInput) -> Req | None:
         self._captured = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import Req
@@ -24,10 +24,22 @@ Listener = Callable[["array[int]", "str | None", "str | None"], None]
 NO_TOKENS: array[int] = array("q")
 
 
+class CachedPrefix(NamedTuple):
+    """What the KV cache holds of a prompt: so many tokens, the last of them in the cache's node
+    `node_id`, which ends after `node_end` tokens."""
+
+    tokens: int
+    node_id: int
+    node_end: int
+
+
 @dataclass(slots=True)
 class _Waiting:
+    """cached: set while all that could be cached of it was, when it was last looked at."""
+
     tokenized: TokenizedGenerateReqInput | None
     req: Req | None
+    cached: CachedPrefix | None = None
 
     @property
     def source(self) -> Any:
@@ -134,6 +146,14 @@ class OfflineQueue:
     def tokens(self, rid: str) -> array[int]:
         """The tokens of a waiting request, without the mark of its namespace."""
         return self.pool.tokens(rid)[len(self._mark(self._waiting[rid].source)) :]
+
+    def cached_end(self, rid: str) -> CachedPrefix | None:
+        """What `note_cached_end` was told of a waiting request."""
+        return self._waiting[rid].cached
+
+    def note_cached_end(self, rid: str, cached: CachedPrefix) -> None:
+        """All of a waiting request is cached as long as the node where it ends."""
+        self._waiting[rid].cached = cached
 
     def take_matching(self, rid_prefix: str, *, everything: bool) -> list[_Waiting]:
         """Remove and return what an abort names: ids that start with `rid_prefix`, or all."""

@@ -101,7 +101,8 @@ class EchoRadixCache(UnifiedRadixCache):
     def checkpoint_into_tree(self, req: Req, *, up_to: int, **kwargs: Any) -> None:
         """As upstream's; what it inserts carries the class of the request."""
         service_class = ServiceClass.OFFLINE if is_offline(req) else ServiceClass.ONLINE
-        with self.tree_core.used_by(service_class):
+        known_path = None if req.lock is None else req.lock.node
+        with self.tree_core.used_by(service_class, known_path):
             super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
 
 

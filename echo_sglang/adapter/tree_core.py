@@ -79,6 +79,10 @@ class EchoKey(RadixKey):
         """The same key, its tokens not shared with anything longer."""
         return cls(key.raw_token_ids(), key.extra_key, key.is_bigram, None, key.cache_salt)
 
+    def __len__(self) -> int:
+        """As upstream's for keys that are neither capped nor bigrams, in one call."""
+        return len(self.token_ids)
+
     def __getitem__(self, index: int | slice) -> EchoKey:
         part = super().__getitem__(index)
         part.__class__ = EchoKey
@@ -129,6 +133,7 @@ class EchoTreeCore(UnifiedTreeCore):
         self.for_offline = False
         self.shortfall_tokens: int | None = None
         self._requester = ServiceClass.ONLINE
+        self._known_path: int | None = None
         self._index: PrefixIndex[Any] = PrefixIndex()
         self._namespaces = Namespaces()
         super().__init__(params, components)
@@ -147,13 +152,18 @@ class EchoTreeCore(UnifiedTreeCore):
         self.evictable_device_leaves = _LeafSet(self)
 
     @contextmanager
-    def used_by(self, service_class: ServiceClass) -> Iterator[None]:
-        """Inserts inside are the work of this class."""
-        before, self._requester = self._requester, service_class
+    def used_by(self, service_class: ServiceClass, known_path: int | None = None) -> Iterator[None]:
+        """Inserts inside are the work of this class.
+
+        known_path: id of the node that the inserting request holds, whose path is the
+        beginning of what it inserts; None if it holds none. The walk starts there.
+        """
+        before = self._requester, self._known_path
+        self._requester, self._known_path = service_class, known_path
         try:
             yield
         finally:
-            self._requester = before
+            self._requester, self._known_path = before
 
     @contextmanager
     def allocating_for(self, *, offline: bool) -> Iterator[None]:
@@ -189,10 +199,39 @@ class EchoTreeCore(UnifiedTreeCore):
         return head, action
 
     def _advance_insert(self) -> Any:
+        if self._known_path is not None:
+            self._skip_known_path(self._ongoing_insert_walk_state, self._known_path)
         step = super()._advance_insert()
         if step.result is not None:
             self.mark_path(self.node_by_id(step.result.last_device_node), self._requester)
         return step
+
+    def _skip_known_path(self, walk: Any, known_path: int) -> None:
+        """Start an insert below what its request holds, where there is nothing to add or free.
+
+        Only recency, hit counts and priorities of the nodes passed over stay as they were;
+        nothing here evicts by them. A chunked prompt holds a node for every chunk, so that
+        walking from the root makes the chunks of a prompt cost their square.
+        """
+        if walk.node is not self.root_node:
+            return
+        node = self.node_by_id(known_path)
+        depth = self._depth(node)
+        most = min(len(walk.key), walk.params.prev_prefix_len)
+        while depth > most:
+            depth -= len(node.key)
+            node = node.parent
+        if depth:
+            walk.node, walk.total_prefix_length = node, depth
+            walk.key, walk.value = walk.key[depth:], walk.value[depth:]
+
+    def _depth(self, node: EchoTreeNode) -> int:
+        """Tokens from the root to the end of `node`."""
+        depth = 0
+        while node is not self.root_node:
+            depth += len(node.key.token_ids)
+            node = node.parent
+        return depth
 
     def _remove_leaf_from_parent(self, node: EchoTreeNode) -> None:
         super()._remove_leaf_from_parent(node)
@@ -236,11 +275,15 @@ class EchoTreeCore(UnifiedTreeCore):
         if self.policy.num_unranked > 2 * UNRANKED_LEAVES:
             self.policy.rank(self.references_of, keep=UNRANKED_LEAVES)
 
+    def is_cached(self, node_id: int) -> bool:
+        """True while the node is in the tree; what leads to its end is cached as long."""
+        return node_id in self._node_arena
+
     def held_alone(self, node_id: int) -> int:
         """Tokens on the path to a node that one request alone holds, if it holds that node."""
-        node, tokens = self.node_by_id(node_id), 0
-        while node is not self.root_node and node.component_data[FULL].lock_ref == 1:
-            tokens += len(node.key)
+        node, root, tokens = self.node_by_id(node_id), self.root_node, 0
+        while node is not root and node.component_data[FULL].lock_ref == 1:
+            tokens += len(node.key.token_ids)
             node = node.parent
         return tokens
 

@@ -23,6 +23,7 @@ def tokenized(request: Request, *, uses_priority: bool) -> TokenizedGenerateReqI
     params = SamplingParams(
         max_new_tokens=request.allowed_tokens,
         temperature=0.0,
+        ignore_eos=request.ignores_eos,
         custom_params={CUSTOM_PARAMS_KEY: tag.to_custom_params()},
     )
     params.normalize(tokenizer=None)

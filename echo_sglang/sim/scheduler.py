@@ -12,18 +12,17 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.managers.io_struct import AbortReq, BatchTokenIDOutput
+from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
-from sglang.srt.managers.scheduler_components.output_sender import SenderWrapper
 
-from echo_sglang.adapter.step_timer import batch_shape
 from echo_sglang.sim.answers import Answers
 from echo_sglang.sim.clock import START_S, TimeModule, VirtualClock
 from echo_sglang.sim.device import Device
 from echo_sglang.sim.errors import EmulationError
 from echo_sglang.sim.intake import tokenized
 from echo_sglang.sim.records import RequestRecord, StepLog
+from echo_sglang.sim.streamer import EmulatedSender, EmulatedStreamer
 from echo_sglang.sim.worker import EmulatedResult, EmulatedWorker
 from echo_sglang.sim.workload import Workload
 
@@ -58,6 +57,21 @@ class Emulator:
     decide_s: list[float] = field(default_factory=list)
     online_waiting: int = 0
 
+    def received(self, rid: str, tokens: int) -> RequestRecord:
+        """The client of `rid` has `tokens` by now, all in all."""
+        record = self.records[rid]
+        record.receive(tokens, self.clock.elapsed_s)
+        return record
+
+    def finished(self, rid: str, reason: str) -> None:
+        """The client of `rid` is told that there will be no more."""
+        record = self.records[rid]
+        if record.finish is not None:
+            raise EmulationError(f"request {rid} was answered twice: {record.finish}, {reason}")
+        record.finish, record.done_s = reason, self.clock.elapsed_s
+        if not record.request.is_offline:
+            self.online_waiting -= 1
+
     def check_conservation(self) -> None:
         """Raise EmulationError unless every request was answered, and whole if not aborted."""
         for rid, record in self.records.items():
@@ -68,38 +82,6 @@ class Emulator:
                 raise EmulationError(
                     f"request {rid} received {record.received} tokens instead of {wanted}"
                 )
-
-
-class _Capture(SenderWrapper):
-    """The way out of the scheduler: notes what each client receives, and when."""
-
-    def __init__(self, emulator: Emulator) -> None:
-        super().__init__(None)
-        self._emulator = emulator
-
-    def send_output(self, output: Any, recv_obj: Any = None) -> None:
-        """Take one output of the scheduler; there is nobody else to send it to."""
-        now_s = self._emulator.clock.elapsed_s
-        if isinstance(output, AbortReq):
-            self._finish(output.rid, "abort", now_s)
-        if not isinstance(output, BatchTokenIDOutput):
-            return
-        for index, rid in enumerate(output.rids):
-            record = self._emulator.records[rid]
-            record.receive(output.completion_tokens[index], now_s)
-            reason = output.finished_reasons[index]
-            if reason is not None:
-                record.cached_tokens = output.cached_tokens[index]
-                record.preemptions = output.retraction_counts[index]
-                self._finish(rid, reason["type"], now_s)
-
-    def _finish(self, rid: str, reason: str, now_s: float) -> None:
-        record = self._emulator.records[rid]
-        if record.finish is not None:
-            raise EmulationError(f"request {rid} was answered twice: {record.finish}, {reason}")
-        record.finish, record.done_s = reason, now_s
-        if not record.request.is_offline:
-            self._emulator.online_waiting -= 1
 
 
 class Emulation:
@@ -121,16 +103,20 @@ class Emulation:
 
     def init_ipc_channels(self, port_args: Any) -> None:
         """No sockets."""
-        capture = _Capture(self.emulator)
+        sender = EmulatedSender(self.emulator)
         self.ipc_channels = SchedulerIpcChannels(
             recv_from_tokenizer=None,
             recv_from_rpc=None,
-            send_to_tokenizer=capture,
-            send_to_detokenizer=capture,
+            send_to_tokenizer=sender,
+            send_to_detokenizer=sender,
             send_metrics_from_scheduler=None,
         )
         self.recv_from_tokenizer = None
         self.load_snapshot_writer = None
+
+    def get_output_streamer_class(self) -> type[EmulatedStreamer]:
+        """Nobody reads messages here."""
+        return type("Streamer", (EmulatedStreamer,), {"emulator": self.emulator})
 
     def init_schedule_policy(self) -> None:
         """SGLang sees the CPU that holds its tensors; the emulated device runs ahead."""
@@ -186,11 +172,8 @@ class Emulation:
         self._charge_host()
         before_s = max(emulator.clock.device_free_s, emulator.clock.now_s)
         result = super().run_batch(batch, *args, **kwargs)
-        shape = batch_shape(batch)
-        assert shape is not None
-        rows = _rows(batch)
-        emulator.steps.add(shape, result.end_s - before_s, rows)
-        for rid, context_tokens, computed_tokens in rows:
+        emulator.steps.add(result.shape, result.end_s - before_s, result.rows)
+        for rid, context_tokens, computed_tokens in result.rows:
             emulator.records[rid].compute(context_tokens, computed_tokens)
         return result
 
@@ -237,15 +220,6 @@ class Emulation:
                 f"nothing has run for {MAX_STALL_S:g} virtual seconds although requests wait "
                 f"({len(self.waiting_queue)} in SGLang's queue); the scheduler is stuck"
             )
-
-
-def _rows(batch: ScheduleBatch) -> list[tuple[str, int, int]]:
-    lengths = batch.seq_lens_cpu.tolist()
-    computed = batch.extend_lens if batch.forward_mode.is_extend() else [1] * len(lengths)
-    return [
-        (req.rid, length, tokens)
-        for req, length, tokens in zip(batch.reqs, lengths, computed, strict=True)
-    ]
 
 
 def emulated(base: type[Scheduler], emulator: Emulator) -> type[Scheduler]:

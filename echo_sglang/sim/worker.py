@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +13,27 @@ from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
 
 from echo_sglang.adapter.step_timer import batch_shape
+from echo_sglang.domain.batch import BatchShape
 from echo_sglang.sim.answers import Answers
 from echo_sglang.sim.clock import VirtualClock
 from echo_sglang.sim.device import Device
 
+EMPTY = BatchShape()
+
 
 @dataclass
 class EmulatedResult(GenerationBatchResult):
-    """A result that knows when the device would have had it."""
+    """A result that knows what the device computed and when it would have been done.
 
+    rows: (rid, tokens in context, tokens computed) of each request.
+    """
+
+    shape: BatchShape = EMPTY
+    rows: Sequence[tuple[str, int, int]] = ()
     end_s: float = 0.0
+
+    def copy_to_cpu(self, return_logprob: bool, return_hidden_states: bool = True) -> None:
+        """The tokens are where they are looked at."""
 
 
 class EmulatedWorker(TpModelWorker):
@@ -47,19 +59,24 @@ class EmulatedWorker(TpModelWorker):
         if self._computes:
             super().forward_batch_generation(batch, *args, **kwargs)
         shape = batch_shape(batch)
-        assert shape is not None, batch.forward_mode
         end_s = self._clock.launch(self._emulated_device.seconds(shape))
+        lengths = batch.seq_lens_cpu.tolist()
+        computed = batch.extend_lens if batch.forward_mode.is_extend() else [1] * len(lengths)
+        rids = [req.rid for req in batch.reqs]
         return EmulatedResult(
             logits_output=LogitsProcessorOutput(next_token_logits=None),
-            next_token_ids=torch.tensor(self._sampled(batch), dtype=torch.int64),
+            next_token_ids=torch.tensor(self._sampled(batch, lengths), dtype=torch.int64),
             can_run_cuda_graph=True,
+            shape=shape,
+            rows=list(zip(rids, lengths, computed, strict=True)),
             end_s=end_s,
         )
 
-    def _sampled(self, batch: ScheduleBatch) -> list[int]:
+    def _sampled(self, batch: ScheduleBatch, lengths: list[int]) -> list[int]:
         """A row that has seq_len tokens of context samples output number seq_len - prompt."""
-        lengths = batch.seq_lens_cpu.tolist()
         return self._answers.next_tokens(
-            (req.rid, length - len(req.origin_input_ids))
-            for req, length in zip(batch.reqs, lengths, strict=True)
+            [
+                (req.rid, length - len(req.origin_input_ids))
+                for req, length in zip(batch.reqs, lengths, strict=True)
+            ]
         )

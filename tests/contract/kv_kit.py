@@ -8,7 +8,8 @@ from typing import Any
 from unittest import mock
 
 import sglang.srt.utils  # noqa: F401  (must come before sglang.srt.platforms)
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams
+import torch
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, TreeLock
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache import tree_core_registry
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
@@ -86,6 +87,20 @@ class CacheKit:
         with self.core.used_by(service_class):
             self.cache.insert(InsertParams(key=key_of(tokens), value=value[:whole]))
         return True
+
+    def go_on(self, lock: TreeLock, tokens: list[int], service_class: ServiceClass) -> TreeLock:
+        """Cache more of a sequence whose beginning `lock` holds, as the chunks of a prompt do;
+        returns the lock of all of it. There must be room."""
+        held = len(self.path(self.core.node_by_id(lock.node)))
+        value = self.core.collect_full_device_indices(lock.node, self.core.root_node.id)
+        value = torch.cat([value, self.allocator.alloc(len(tokens) - held)])
+        with self.core.used_by(service_class, known_path=lock.node):
+            inserted = self.cache.insert(
+                InsertParams(key=key_of(tokens), value=value, prev_prefix_len=held)
+            )
+        longer: TreeLock = self.cache.lock(inserted.last_device_node)
+        self.cache.unlock(lock)
+        return longer
 
     def wait(self, rid: str, tokens: list[int]) -> None:
         """A prompt begins to wait in the offline pool."""

@@ -91,6 +91,21 @@ class TreeAgainstModel(RuleBasedStateMachine):
         self.locks.append(self.kit.cache.lock(match.last_device_node))
 
     @precondition(lambda self: self.locks)
+    @rule(data=st.data(), more=sequences, service_class=classes)
+    def go_on_from_what_is_held(
+        self, data: st.DataObject, more: list[int], service_class: ServiceClass
+    ) -> None:
+        """As the next chunk of a prompt does, whose walk starts at what the request holds."""
+        place = data.draw(st.integers(0, len(self.locks) - 1))
+        held = self.kit.path(self.kit.core.node_by_id(self.locks[place].node))
+        tokens = held + more[: len(more) // self.page_size * self.page_size]
+        if len(tokens) - len(held) > self.kit.allocator.available_size():
+            return
+        self.locks[place] = self.kit.go_on(self.locks[place], tokens, service_class)
+        assert self.kit.cached(tokens) == len(tokens)
+        self._use(tokens, service_class)
+
+    @precondition(lambda self: self.locks)
     @rule(data=st.data())
     def unlock(self, data: st.DataObject) -> None:
         lock = self.locks.pop(data.draw(st.integers(0, len(self.locks) - 1)))

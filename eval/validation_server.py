@@ -1,0 +1,165 @@
+"""The real server of `validation-cpu`: profiled, then measured while it plays a workload."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from echo_sglang.adapter.profiles import load_profile
+from echo_sglang.cli.trace_files import load_trace, samples_of
+from echo_sglang.cli.training import WARM_UP_ITERATIONS
+from echo_sglang.estimate.step_trace import StepTrace
+from eval import contenders
+from eval.harness.client import LoadClient
+from eval.harness.records import RunRecord
+from eval.harness.server import ECHO_MODULE, REPOSITORY, Server, ServerError, ServerSpec
+from eval.harness.workload import Workload, WorkloadConfig, build_workload, warm_up_workload
+
+SWEEP, RUN = "sweep.jsonl", "run.jsonl"
+
+BUSY_GAP_S = 0.05
+"""A longer pause between two iterations is a wait for requests, not the host's work."""
+
+EDGE_PROBES = 13
+"""The last is not counted: its iterations cannot be told from those of the run."""
+
+GRACE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to run and where to leave it. sweep_s: seconds of profiling. server_flags: further
+    flags of the server, such as --echo-emulate DEVICE."""
+
+    results: Path
+    model_path: Path
+    python: str = sys.executable
+    sweep_s: float = 150.0
+    window_s: float = 120.0
+    seed: int = 1
+    server_flags: tuple[str, ...] = ()
+
+    @property
+    def profile(self) -> Path:
+        """The profile of the server."""
+        return self.results / "profile.json"
+
+    def workload(self) -> Workload:
+        """The foundation mix."""
+        return build_workload(WorkloadConfig(seed=self.seed, window_s=self.window_s))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The real run. host_s: between two iterations. edge_s: added to a first token.
+    limits: of the server, tokens and rows."""
+
+    record: RunRecord
+    host_s: float
+    edge_s: float
+    limits: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One message to an idle server: when it was sent, Unix seconds, and its TTFT."""
+
+    sent_unix_s: float
+    ttft_s: float
+
+
+def make_profile(plan: Plan) -> None:
+    """Sweep a server and train on its trace. Raises ServerError if a command fails."""
+    trace = plan.results / SWEEP
+    with Server(_spec(plan, trace), log=plan.results / "sweep.log") as server:
+        _cli(plan, "profile", server.base_url, "--seconds", f"{plan.sweep_s:g}", "--json")
+    _cli(plan, "train", str(trace), "-o", str(plan.profile), "--seed", str(plan.seed))
+
+
+def measure(plan: Plan, workload: Workload) -> Measured:
+    """Play `workload` to a server that has the profile."""
+    trace = plan.results / RUN
+    spec = _spec(plan, trace, "--echo-profile", str(plan.profile))
+    with Server(spec, log=plan.results / "run.log") as server:
+        client = LoadClient(server.base_url, dialect=contenders.ECHO)
+        asyncio.run(client.play(warm_up_workload()))
+        probes = [_probe(client, number) for number in range(EDGE_PROBES)]
+        server.flush_cache()
+        record = asyncio.run(client.play(workload, grace_s=GRACE_S))
+        server.check_alive()
+    steps = load_trace(trace)
+    return Measured(
+        record=record,
+        host_s=host_seconds(steps),
+        edge_s=edge_seconds(probes, steps),
+        limits=dict(steps.header.limits),
+    )
+
+
+def host_seconds(steps: StepTrace) -> float:
+    """Median of the time between two iterations that nobody had to be waited for in between."""
+    pairs = zip(steps.records, steps.records[1:], strict=False)
+    gaps_s = [after.ended_s - before.ended_s - after.step_s for before, after in pairs]
+    busy_s = [gap_s for gap_s in gaps_s if 0.0 <= gap_s < BUSY_GAP_S]
+    return statistics.median(busy_s) if busy_s else 0.0
+
+
+def edge_seconds(probes: Sequence[Probe], steps: StepTrace) -> float:
+    """Median of what a client waited beyond the iterations that computed its prompt."""
+    prompts = [
+        (steps.header.started_unix_s + r.ended_s, r.step_s) for r in steps.records if r.sums.tokens
+    ]
+    ends_s = [*(probe.sent_unix_s for probe in probes[1:]), math.inf]
+    beyond_s = [
+        probe.ttft_s - sum(step_s for at_s, step_s in prompts if probe.sent_unix_s <= at_s < end_s)
+        for probe, end_s in zip(probes[:-1], ends_s, strict=False)
+    ]
+    return max(statistics.median(beyond_s), 0.0)
+
+
+def scatter(plan: Plan) -> tuple[float, ...]:
+    """How the sweep's iterations lie around what its profile says of them."""
+    model = load_profile(plan.profile).model
+    samples = samples_of(load_trace(plan.results / SWEEP), warm_up=WARM_UP_ITERATIONS)
+    return tuple(sample.seconds / model.predict(sample.shape) for sample in samples)
+
+
+def _probe(client: LoadClient, number: int) -> Probe:
+    """One message, of a text of its own, to an idle server, for one token."""
+    config = WorkloadConfig(
+        seed=5000 + number,
+        window_s=0.1,
+        online_rate_per_s=0.0,
+        burst_size=1,
+        burst_every_s=0.1,
+        online_tokens_out=1,
+        num_documents=0,
+    )
+    sent_unix_s = time.time()
+    answer = asyncio.run(client.play(build_workload(config), grace_s=GRACE_S)).online[0]
+    if answer.first_s is None:
+        raise ServerError(f"an idle server did not answer: {answer.error}")
+    return Probe(sent_unix_s=sent_unix_s, ttft_s=answer.first_s - answer.sent_s)
+
+
+def _spec(plan: Plan, trace: Path, *flags: str) -> ServerSpec:
+    return ServerSpec(
+        module=ECHO_MODULE,
+        python=plan.python,
+        model_path=plan.model_path,
+        flags=contenders.echo(("--echo-trace", str(trace), *plan.server_flags, *flags)).flags,
+    )
+
+
+def _cli(plan: Plan, *arguments: str) -> None:
+    command = [plan.python, "-m", "echo_sglang.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    if done.returncode:
+        raise ServerError(f"echo-sglang {arguments[0]} failed:\n{done.stdout}{done.stderr}"[-2000:])

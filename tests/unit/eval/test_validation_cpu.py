@@ -1,0 +1,182 @@
+"""The pieces between a real server's run and its emulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from echo_sglang.config import EchoConfig
+from echo_sglang.domain.batch import BatchShape
+from echo_sglang.domain.step_record import ExtendSums, StepMode, StepRecord, TraceHeader
+from echo_sglang.estimate.step_trace import StepTrace
+from echo_sglang.sim.catalog import device_named
+from echo_sglang.sim.processes import run_apart
+from echo_sglang.sim.setup import ServerSetup
+from echo_sglang.sim.workload import prompt_ids
+from eval.harness.records import OnlineRecord, RunRecord
+from eval.harness.workload import OfflineRequest, OnlineRequest, Workload, WorkloadConfig
+from eval.validation_cpu import compare, setup_of, text
+from eval.validation_replay import (
+    Emulation,
+    ScatteredDevice,
+    emulate,
+    requests_as_sent,
+    shared_tokens,
+)
+from eval.validation_server import Measured, Plan, Probe, edge_seconds, host_seconds
+
+HEAD = [1, 2, 3]
+TOKENS = {
+    "hello": [*HEAD, 40, 41],
+    "doc A, one": [*HEAD, 7, 7, 7, 50],
+    "doc A, two": [*HEAD, 7, 7, 7, 60, 61],
+    "doc B, one": [*HEAD, 8, 8, 50],
+}
+
+
+def step(number: int, ended_s: float, step_s: float, *, prompt: int = 0) -> StepRecord:
+    return StepRecord(
+        iteration=number,
+        mode=StepMode.EXTEND if prompt else StepMode.DECODE,
+        ended_s=ended_s,
+        step_s=step_s,
+        host_s=0.0,
+        device_s=step_s,
+        sums=ExtendSums(rows=1 if prompt else 0, tokens=prompt),
+        decode_rows=0 if prompt else 1,
+    )
+
+
+def trace(*records: StepRecord) -> StepTrace:
+    return StepTrace(header=TraceHeader(identity={}), records=records, torn=())
+
+
+def workload() -> Workload:
+    offline = [(0, "doc A, one"), (0, "doc A, two"), (1, "doc B, one")]
+    return Workload(
+        config=WorkloadConfig(seed=1),
+        online=(OnlineRequest(index=0, arrival_s=2.0, message="hello", tokens_out=24),),
+        offline=tuple(
+            OfflineRequest(
+                index=index,
+                document=document,
+                title="",
+                question="",
+                message=message,
+                tokens_out=16,
+            )
+            for index, (document, message) in enumerate(offline)
+        ),
+    )
+
+
+def played(sent_s: float) -> RunRecord:
+    online = OnlineRecord(
+        index=0, due_s=2.0, sent_s=sent_s, first_s=3.0, last_s=4.0, stopped_s=4.0, max_gap_s=0.1,
+        prompt_tokens=5, output_tokens=24, service_tier="default", error=None,
+    )  # fmt: skip
+    return RunRecord(
+        workload_sha256="", window_s=10.0, num_offline_submitted=3, online=(online,), offline=()
+    )
+
+
+def test_the_host_s_time_is_what_lies_between_iterations_without_a_wait() -> None:
+    """Gaps of 3, 5 and 4 ms, and one of 2 s in which nobody was there."""
+    steps = trace(
+        step(1, 1.000, 0.1), step(2, 1.103, 0.1), step(3, 1.208, 0.1), step(4, 3.308, 0.1),
+        step(5, 3.412, 0.1),
+    )  # fmt: skip
+    assert host_seconds(steps) == pytest.approx(0.004)
+    assert host_seconds(trace(step(1, 1.0, 0.1))) == 0.0
+
+
+def test_the_edge_is_what_a_lone_client_waits_beyond_its_iterations() -> None:
+    """A prompt before the first probe, decode rows and the last probe do not count. The first
+    waits 20 ms beyond one iteration, the second 30 ms beyond two."""
+    steps = StepTrace(
+        header=TraceHeader(identity={}, started_unix_s=5000.0),
+        records=(
+            step(1, 1.0, 0.5, prompt=99), step(2, 1.1, 0.1), step(3, 2.10, 0.10, prompt=50),
+            step(4, 3.12, 0.12, prompt=60), step(5, 3.2, 0.08, prompt=10),
+            step(6, 9.0, 0.3, prompt=9),
+        ),
+        torn=(),
+    )  # fmt: skip
+    probes = [
+        Probe(sent_unix_s=5002.0, ttft_s=0.12),
+        Probe(sent_unix_s=5003.0, ttft_s=0.23),
+        Probe(sent_unix_s=5004.0, ttft_s=9.0),
+    ]
+    assert edge_seconds(probes, steps) == pytest.approx(0.025)
+
+
+def test_a_scattered_device_repeats_itself_only_in_another_run() -> None:
+    shape = BatchShape(decode_rows=2, decode_kv_tokens=100)
+    plain = device_named("RTX4090:Llama-3.1-8B")
+    first, again = (ScatteredDevice(plain, (0.5, 1.0, 2.0), seed=3) for _ in range(2))
+    times = [first.seconds(shape) for _ in range(20)]
+    assert times == [again.seconds(shape) for _ in range(20)]
+    assert {round(seconds / plain.seconds(shape), 6) for seconds in times} == {0.5, 1.0, 2.0}
+
+
+def test_shared_tokens_stop_at_the_first_difference_and_before_the_last_token() -> None:
+    assert shared_tokens([[1, 2, 3, 4], [1, 2, 9, 4]]) == 2
+    assert shared_tokens([[1, 2], [1, 2]]) == 1
+    assert shared_tokens([[1, 2, 3]]) == 2
+
+
+def test_emulated_prompts_share_exactly_what_the_real_ones_share() -> None:
+    requests = {r.rid: r for r in requests_as_sent(workload(), played(2.25), TOKENS)}
+    assert requests["on-0"].arrival_s == 2.25
+    assert not requests["on-0"].is_offline
+    assert [requests[f"off-{i}"].is_offline for i in range(3)] == [True] * 3
+    names = {"on-0": "hello", "off-0": "doc A, one", "off-1": "doc A, two", "off-2": "doc B, one"}
+    ids = {rid: list(prompt_ids(requests[rid].prompt)) for rid in names}
+    for rid, name in names.items():
+        assert len(ids[rid]) == len(TOKENS[name])
+        for other, other_name in names.items():
+            if other != rid:
+                real = shared_tokens([TOKENS[name], TOKENS[other_name]])
+                assert shared_tokens([ids[rid], ids[other]]) == real, (name, other_name)
+
+
+def test_the_emulated_server_has_the_limits_of_the_measured_one(tmp_path: Path) -> None:
+    limits = {"kv_tokens": 900, "context_tokens": 800, "rows": 7, "chunk_tokens": 128}
+    plan = Plan(results=tmp_path, model_path=tmp_path)
+    measured = Measured(record=played(2.0), host_s=0.004, edge_s=0.02, limits=limits)
+    setup = setup_of(plan, measured)
+    assert (setup.kv_tokens, setup.max_running, setup.chunk_tokens) == (900, 7, 128)
+    assert setup.host_s == 0.004
+    assert setup.echo is not None
+    assert setup.echo.profile == str(tmp_path / "profile.json")
+
+
+def test_the_comparison_says_what_holds() -> None:
+    real = {"offline_tokens_per_s": 100.0, "offline_per_s": 1.0, "ttft_p50_s": 1.0,
+            "ttft_p99_s": 2.0, "tpot_p50_s": 0.1, "tpot_p99_s": 0.1}  # fmt: skip
+    emulated = real | {"offline_tokens_per_s": 94.0, "ttft_p50_s": 1.04}
+    table = compare(real, emulated, edge_s=0.05).set_index("metric")
+    assert not table.loc["offline tokens/s", "holds"]
+    assert table.loc["TTFT p50 s", "error"] == pytest.approx(0.09)
+    assert table.loc["TTFT p50 s", "holds"]
+    assert table.loc["TPOT p50 s", "holds"] is None
+    assert "-6.0%" in text(table.reset_index())
+
+
+@pytest.mark.slow
+def test_an_emulation_answers_what_was_sent_and_ignores_ends_of_text() -> None:
+    setup = ServerSetup(
+        echo=EchoConfig(slo_ttft_ms=2000, slo_tpot_ms=300),
+        kv_tokens=1000,
+        context_tokens=500,
+        max_running=8,
+        chunk_tokens=128,
+        mixed=True,
+        overlap=False,
+    )
+    requests = requests_as_sent(workload(), played(2.25), TOKENS)
+    given = Emulation(requests=requests, setup=setup, device="RTX4090:Llama-3.1-8B", window_s=10.0)
+    summary = next(run_apart(emulate, [given]))
+    assert (summary["online_requests"], summary["offline_done"]) == (1, 3)
+    assert summary["attainment"] == 1.0
