@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -34,6 +35,7 @@ class RequestIntake(ClockedScheduler):
     echo_step: int
     max_pooled: int
     _captured: list[Req] | None
+    _count: Callable[[str, int], None]
 
     def _create_generation_req(
         self, recv_req: TokenizedGenerateReqInput, *args: Any, **kwargs: Any
@@ -110,6 +112,8 @@ class RequestIntake(ClockedScheduler):
                 self._release_aborted_request(waiting.req)
             abort = AbortReq(rid=waiting.source.rid, finished_reason=recv_req.finished_reason)
             self.send_abort_output(abort, waiting.source)
+        if taken:
+            self._count("offline_aborted", len(taken))
         super().abort_request(recv_req)
 
     def is_fully_idle(self, for_health_check: bool = False, ignore_waiting: bool = False) -> bool:
