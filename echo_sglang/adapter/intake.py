@@ -108,13 +108,20 @@ class RequestIntake(ClockedScheduler):
         """SGLang aborts what it queues or runs; the pool is Echo's to search."""
         taken = self.offline_queue.take_matching(recv_req.rid, everything=recv_req.abort_all)
         for waiting in taken:
-            if waiting.req is not None:
+            if waiting.req is None:
+                self._count("offline_aborted", 1)
+            else:
                 self._release_aborted_request(waiting.req)
             abort = AbortReq(rid=waiting.source.rid, finished_reason=recv_req.finished_reason)
             self.send_abort_output(abort, waiting.source)
-        if taken:
-            self._count("offline_aborted", len(taken))
         super().abort_request(recv_req)
+
+    def _release_aborted_request(self, req: Req) -> None:
+        """SGLang calls this for what is aborted between two iterations, such as half a prefill."""
+        super()._release_aborted_request(req)
+        if isinstance(req, EchoReq) and req.is_offline and not req.end_noted:
+            req.end_noted = True
+            self._count("offline_aborted", 1)
 
     def is_fully_idle(self, for_health_check: bool = False, ignore_waiting: bool = False) -> bool:
         """Not idle while offline requests wait."""
