@@ -22,7 +22,7 @@ from echo_sglang.errors import ConfigError
 from echo_sglang.sim.kept_runs import keeping
 from echo_sglang.sim.metrics import Slo
 from echo_sglang.sim.plan_answer import Answer
-from echo_sglang.sim.plan_question import HOUR_S, Question, sample_starts
+from echo_sglang.sim.plan_question import HOUR_S, Question, roofline_of, sample_starts
 from echo_sglang.sim.plan_report import plot_trade_off, text_answer
 from echo_sglang.sim.planner import plan as answer_to
 from echo_sglang.sim.processes import execute_all
@@ -149,11 +149,15 @@ def _write(question: Question, answer: Answer, folder: Path, *, as_json: bool) -
 
 
 def question_values(question: Question) -> dict[str, Any]:
-    """The question as JSON values, with where its hardware's figures come from."""
+    """The question as JSON values, with where the figures of its hardware come from."""
     values = asdict(question)
     values["offline"] = {"kind": type(question.offline).__name__, **values["offline"]}
     values["pool_tokens"] = question.pool_tokens
-    return json.loads(json.dumps(values, default=str))
+    device = roofline_of(question.device)
+    if device is not None:
+        values["sources"] = [device.hardware.source, device.model.source]
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
 
 
 def _make_folder(folder: Path) -> None:

@@ -193,6 +193,27 @@ def test_an_interrupted_plan_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert len(digests) == len(set(digests)) == 6 - 3
 
 
+def test_progress_is_told_of_every_run(tmp_path: Path) -> None:
+    class Told:
+        def __init__(self) -> None:
+            self.phases: list[list[Any]] = []
+
+        def begin(self, what: str, runs: int) -> None:
+            self.phases.append([what, runs, 0])
+
+        def advance(self) -> None:
+            self.phases[-1][2] += 1
+
+    first, again = Told(), Told()
+    for told in (first, again):
+        plan(question(), keeping(tmp_path, FakeServers(), version="a"), told, at_once=2)
+    # Kept runs count as well.
+    assert first.phases == again.phases
+    assert all(runs == done > 0 for _, runs, done in first.phases)
+    assert first.phases[0][:2] == ["online alone, 1, 2 replica(s)", 2]
+    assert first.phases[-1][0] == "windows on 4 replica(s)"
+
+
 def test_an_slo_below_a_single_step_is_refused_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match="TPOT 5 ms cannot be held"):
         question(slo=Slo(ttft_s=0.5, tpot_s=0.005))
@@ -215,6 +236,19 @@ def test_the_answer_can_be_read_and_plotted(tmp_path: Path) -> None:
     assert json.loads(json.dumps(answer.to_json()))["replicas"] == 5
     assert plot_trade_off(asked, answer, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_the_length_of_traffic_is_that_of_its_file(tmp_path: Path) -> None:
+    trace = azure_file(tmp_path, [(3.0, 500, 20), (63.5, 500, 20)])
+    assert online_source(f"azure:{trace}").length_s() == pytest.approx(60.5)
+    rates = tmp_path / "rates.csv"
+    rates.write_text("window_start_s,req_per_s\n0,900\n600,1000\n")
+    assert online_source(f"servegen:{rates}").length_s() == 1200.0
+    blocks = tmp_path / "m.jsonl"
+    row = {"input_length": 5, "output_length": 5, "hash_ids": [1]}
+    blocks.write_text("".join(json.dumps(row | {"timestamp": t}) + "\n" for t in (0, 4500)))
+    assert online_source(f"mooncake:{blocks}").length_s() == 4.5
+    assert online_source("poisson:2").length_s() is None
 
 
 @pytest.mark.parametrize("text", ["poisson:0", "poisson:x", "azure:", "pigeons:3", ""])
