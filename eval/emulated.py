@@ -140,11 +140,14 @@ def run(plan: Plan, execute: Execute = execute_all) -> pd.DataFrame:
     if plan.fresh:
         shutil.rmtree(plan.results / "cells", ignore_errors=True)
     cells = [cell for scenario in plan.scenarios for cell in _fixed_cells(plan, scenario)]
+    _measure(plan, cells, execute)
     if STOCK_TUNED in plan.contenders:
+        if cells:
+            report(plan, cells)  # the search takes long; what is there can be read meanwhile
         for scenario in plan.scenarios:
             for order in _orders(plan, scenario):
                 cells += _tuned_cells(plan, scenario, order, execute)
-    _measure(plan, cells, execute)
+        _measure(plan, cells, execute)
     return report(plan, cells)
 
 
