@@ -16,7 +16,8 @@ export SGLANG_PYSPY_DUMP_BEFORE_CRASH := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venvs patched model stock-python demo test check lint types layers \
-	patch-check test-quick format bench bench-kv bench-kv-hits bench-sim bench-cpu-attention clean
+	patch-check test-quick format bench bench-emulated bench-kv bench-kv-hits bench-sim \
+	bench-cpu-attention clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +76,9 @@ bench: setup  ## stock SGLang against Echo on one machine: table and plot in res
 
 bench-kv: patched  ## the KV cache's own cost beside SGLang's Rust and Python cores (8 minutes)
 	$(VENV) eval/bench_kv.py
+
+bench-emulated: patched  ## stock against Echo, part by part, on an emulated GPU: table and plots (2 hours)
+	$(VENV) eval/run.py emulated --seeds 1,2 --jobs 2
 
 bench-kv-hits: patched  ## what each eviction keeps, on an emulated GPU (20 minutes)
 	$(VENV) eval/run.py kv-cache

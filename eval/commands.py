@@ -23,12 +23,13 @@ from eval import (
     validation_cpu,
 )
 from eval.contenders import CONFIGS
-from eval.emulated_scenarios import scenario_named
+from eval.emulated_scenarios import OFFLINE, ONLINE, scenario_named
 from eval.harness.report import text_table
 from eval.harness.server import REPOSITORY, default_model_path
 from eval.harness.workload import Order
 
 QUICK_WINDOW_S = 45.0
+SCENARIOS = ",".join(f"{online}+{offline}" for online in ONLINE for offline in OFFLINE)
 
 
 def add_commands(commands: Any) -> None:
@@ -94,17 +95,18 @@ def _add_emulated(commands: Any) -> None:
     command = commands.add_parser("emulated", help="the same question at a GPU's scale, emulated")
     command.add_argument("--device", default="A100-80G:Llama-3.1-8B-flat", help="(%(default)s)")
     command.add_argument(
-        "--scenarios", default="poisson,azure-conv", help="ONLINE[+OFFLINE],... (%(default)s)"
+        "--scenarios", default=SCENARIOS, help="ONLINE[+OFFLINE],... (%(default)s)"
     )
-    command.add_argument("--contenders", default=",".join(emulated.CONTENDERS))
+    command.add_argument(
+        "--contenders", default=",".join(emulated.CONTENDERS), help="(%(default)s)"
+    )
     command.add_argument("--orders", default="shuffled,sorted", help="(%(default)s)")
     command.add_argument("--seeds", default="1", help="comma-separated (%(default)s)")
     command.add_argument("--window-s", type=float, default=600.0, help="(%(default)s)")
     command.add_argument("--search-window-s", type=float, default=60.0, help="(%(default)s)")
     command.add_argument("--documents", type=int, default=900, help="10 questions each")
     command.add_argument("--kv-tokens", type=int, default=400_000, help="(%(default)s)")
-    command.add_argument("--slo-ttft-s", type=float, default=0.5, help="(%(default)s)")
-    command.add_argument("--slo-tpot-s", type=float, default=0.05, help="(%(default)s)")
+    command.add_argument("--slo", default=None, help="TTFT,TPOT in ms; default: each scenario's")
     command.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
     command.add_argument("--jobs", type=int, default=1, help="processes at a time (%(default)s)")
     command.add_argument(
@@ -135,11 +137,19 @@ def emulated_plan_from(arguments: argparse.Namespace) -> emulated.Plan:
         seeds=tuple(int(seed) for seed in arguments.seeds.split(",")),
         search_window_s=arguments.search_window_s,
         kv_tokens=arguments.kv_tokens,
-        slo=Slo(ttft_s=arguments.slo_ttft_s, tpot_s=arguments.slo_tpot_s),
+        slo=None if arguments.slo is None else _slo_from(arguments.slo),
         echo_server_args=tuple(json.loads(arguments.echo_server_args).items()),
         jobs=arguments.jobs,
         fresh=arguments.fresh,
     )
+
+
+def _slo_from(text: str) -> Slo:
+    try:
+        ttft_ms, tpot_ms = map(float, text.split(","))
+    except ValueError as error:
+        raise WorkloadError(f"--slo {text!r}: say TTFT,TPOT in milliseconds") from error
+    return Slo(ttft_s=ttft_ms / 1e3, tpot_s=tpot_ms / 1e3)
 
 
 def _add_step_time(commands: Any) -> None:
@@ -173,7 +183,10 @@ def _run_step_time(arguments: argparse.Namespace) -> None:
 
 
 def _run_emulated(plan: emulated.Plan) -> None:
-    print(f"\n{emulated.text_table(emulated.run(plan))}\n")
+    medians = emulated.run(plan)
+    print(f"\n{emulated.text_table(medians)}\n")
+    for name, found in emulated.verdict(medians).items():
+        print(name, *(f"{k}: {'-' if v is None else f'{v:.2f}'}" for k, v in found.items()))
     print(f"written to {plan.results.relative_to(REPOSITORY)}/")
 
 

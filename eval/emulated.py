@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +25,40 @@ from echo_sglang.sim.metrics import Slo
 from echo_sglang.sim.processes import execute_all
 from echo_sglang.sim.setup import ServerSetup
 from echo_sglang.sim.spec import RunSpec
+from eval import emulated_contenders as contenders
+from eval.emulated_contenders import (
+    CONTENDERS,
+    ONLINE_ALONE,
+    STOCK_TUNED,
+    chunk_setups,
+    echo_setup,
+    estimator_setup,
+    eviction_setups,
+    stock_setup,
+    without_cache,
+)
+from eval.emulated_report import (
+    ATTAINED_ENOUGH,
+    MEANING,
+    median_table,
+    plot_scenarios,
+    text_table,
+    verdict,
+)
 from eval.emulated_scenarios import NO_OFFLINE, Scenario
 from eval.harness.provenance import collect_provenance
 from eval.harness.report import write_json
 
-ONLINE_ALONE = "online-alone"
-STOCK_PRIORITY = "stock-priority"
-STOCK_TUNED = "stock-tuned"
-ECHO = "echo"
-CONTENDERS = (ONLINE_ALONE, STOCK_PRIORITY, STOCK_TUNED, ECHO)
 TUNING_SEED = 1000
-ATTAINED_ENOUGH = 0.99
-SEARCH_CHUNK_TOKENS = (256, 512, 1024, 2048)
-SEARCH_EVICTION = ("lfu", "priority")  # lru, SGLang's default, is in the first round
 NO_ORDER = "-"
 Execute = Callable[..., Iterable[dict[str, Any]]]
 """Runs specs in order, `jobs` at a time: `execute_all`, or a fake."""
 
-TABLE_COLUMNS = {
-    "attainment": "attained",
-    "ttft_p50_s": "TTFT p50 s",
-    "ttft_p99_s": "TTFT p99 s",
-    "tpot_p50_s": "TPOT p50 s",
-    "tpot_p99_s": "TPOT p99 s",
-    "offline_per_s": "offline/s",
-    "offline_tokens_per_s": "tokens/s",
-    "share_of_limit": "of limit",
-    "offline_hit_rate": "hit",
-    "optimal_hit_rate": "best hit",
-    "recomputed_tokens": "recomputed",
-    "preemptions_per_online": "preempt/online",
-    "decide_p50_ms": "decide ms",
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to run and where to leave it. jobs: processes at a time."""
+    """What to run and where to leave it. jobs: processes at a time. slo: None takes that of
+    each scenario."""
 
     results: Path
     device: str
@@ -71,7 +68,7 @@ class Plan:
     seeds: tuple[int, ...] = (1,)
     search_window_s: float = 60.0
     kv_tokens: int = 400_000
-    slo: Slo = Slo()  # noqa: RUF009  (frozen)
+    slo: Slo | None = None
     echo: EchoConfig = EchoConfig()  # noqa: RUF009  (frozen)
     echo_server_args: tuple[tuple[str, Any], ...] = ()
     jobs: int = 1
@@ -83,6 +80,24 @@ class Plan:
                 raise WorkloadError(
                     f"unknown contender {name!r}; there are {', '.join(CONTENDERS)}"
                 )
+
+    def slo_of(self, scenario: Scenario) -> Slo:
+        """What online requests are promised in it."""
+        return self.slo or scenario.slo
+
+    def setup(self, contender: str, scenario: Scenario) -> ServerSetup:
+        """How a contender's server is set up; the tuned one is searched instead."""
+        slo = self.slo_of(scenario)
+        match contender:
+            case contenders.STOCK_ESTIMATOR:
+                return estimator_setup(self.kv_tokens, slo, self.echo.slo_margin)
+            case contenders.ECHO_NO_CACHE:
+                config = without_cache(self.echo)
+                return echo_setup(self.kv_tokens, slo, config, dict(self.echo_server_args))
+            case contenders.ECHO:
+                return echo_setup(self.kv_tokens, slo, self.echo, dict(self.echo_server_args))
+            case _:
+                return stock_setup(self.kv_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,48 +126,6 @@ class Cell:
         }
 
 
-def stock_setup(plan: Plan) -> ServerSetup:
-    """SGLang with all that it offers for priorities, its chunk size as on a GPU of this size."""
-    return ServerSetup(
-        kv_tokens=plan.kv_tokens,
-        priority=True,
-        server_args={"retraction_policy": "priority"},
-    )
-
-
-def echo_setup(plan: Plan) -> ServerSetup:
-    """Echo as its launcher starts it, with the SLOs of the plan."""
-    config = replace(
-        plan.echo, slo_ttft_ms=plan.slo.ttft_s * 1e3, slo_tpot_ms=plan.slo.tpot_s * 1e3
-    )
-    return ServerSetup(
-        echo=config, kv_tokens=plan.kv_tokens, mixed=True, server_args=dict(plan.echo_server_args)
-    )
-
-
-def chunk_setups(plan: Plan) -> dict[str, ServerSetup]:
-    """First round of the search for the best stock configuration: chunk size and mixing."""
-    base = stock_setup(plan)
-    return {
-        f"chunk{chunk}-{'mixed' if mixed else 'separate'}": replace(
-            base, chunk_tokens=chunk, mixed=mixed
-        )
-        for chunk in SEARCH_CHUNK_TOKENS
-        for mixed in (True, False)
-    }
-
-
-def eviction_setups(name: str, setup: ServerSetup) -> dict[str, ServerSetup]:
-    """Second round: the winner of the first, and the same with other evictions."""
-    others = {
-        f"{name}-{eviction}": replace(
-            setup, server_args={**setup.server_args, "radix_eviction_policy": eviction}
-        )
-        for eviction in SEARCH_EVICTION
-    }
-    return {name: setup, **others}
-
-
 def best_setup(summaries: dict[str, dict[str, Any]]) -> str:
     """Of those that attain enough the one of highest offline throughput; else the one of
     highest attainment, and among equals of highest throughput."""
@@ -167,11 +140,14 @@ def run(plan: Plan, execute: Execute = execute_all) -> pd.DataFrame:
     if plan.fresh:
         shutil.rmtree(plan.results / "cells", ignore_errors=True)
     cells = [cell for scenario in plan.scenarios for cell in _fixed_cells(plan, scenario)]
+    _measure(plan, cells, execute)
     if STOCK_TUNED in plan.contenders:
+        if cells:
+            report(plan, cells)  # the search takes long; what is there can be read meanwhile
         for scenario in plan.scenarios:
             for order in _orders(plan, scenario):
                 cells += _tuned_cells(plan, scenario, order, execute)
-    _measure(plan, cells, execute)
+        _measure(plan, cells, execute)
     return report(plan, cells)
 
 
@@ -184,33 +160,24 @@ def report(plan: Plan, cells: Sequence[Cell]) -> pd.DataFrame:
     table.to_csv(plan.results / "cells.csv", index=False)
     medians = median_table(table)
     (plan.results / "table.txt").write_text(text_table(medians) + "\n", "utf-8")
+    source = provenance(plan)
     write_json(
         plan.results / "emulated.json",
         {
-            "provenance": provenance(plan),
+            "provenance": source,
             "commits_of_cells": sorted({f["provenance"]["commit"] for f in kept if f}),
+            "slos": {scenario.name: asdict(plan.slo_of(scenario)) for scenario in plan.scenarios},
+            "meaning": MEANING,
             "medians": json.loads(medians.to_json(orient="records")),
+            "verdict": verdict(medians),
             "setups": {cell.file_name: cell.spec.to_json()["setup"] for cell in cells},
         },
     )
+    slos = {scenario.name: plan.slo_of(scenario) for scenario in plan.scenarios}
+    seeds = ", ".join(map(str, plan.seeds))
+    caption = f"{source['hardware']}; commit {source['commit'][:10]}; seeds {seeds}"
+    plot_scenarios(medians, plan.results, slos=slos, caption=caption)
     return medians
-
-
-def median_table(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per (scenario, contender, order): medians over seeds."""
-    keys = ["scenario", "contender", "order"]
-    numbers = [c for c in table.columns if c not in (*keys, "seed", "batches_sha1")]
-    groups = table.assign(**table[numbers].astype(float)).groupby(keys, sort=False)
-    medians = groups[numbers].median()
-    medians["num_seeds"] = groups["seed"].nunique()
-    return medians.reset_index()
-
-
-def text_table(medians: pd.DataFrame) -> str:
-    """For a terminal."""
-    shown = medians[["scenario", "contender", "order", *TABLE_COLUMNS, "num_seeds"]]
-    renamed = shown.rename(columns=TABLE_COLUMNS)
-    return str(renamed.to_string(index=False, na_rep="-", float_format=lambda v: f"{v:.3g}"))
 
 
 def provenance(plan: Plan) -> dict[str, Any]:
@@ -228,19 +195,19 @@ def _orders(plan: Plan, scenario: Scenario) -> list[str]:
 def _fixed_cells(plan: Plan, scenario: Scenario) -> list[Cell]:
     cells: list[Cell] = []
     for seed in plan.seeds:
-        if ONLINE_ALONE in plan.contenders:
-            alone = _cell(plan, scenario, ONLINE_ALONE, NO_ORDER, seed, stock_setup(plan))
-            cells.append(alone)
-        for order in _orders(plan, scenario):
-            if STOCK_PRIORITY in plan.contenders:
-                cells.append(_cell(plan, scenario, STOCK_PRIORITY, order, seed, stock_setup(plan)))
-            if ECHO in plan.contenders:
-                cells.append(_cell(plan, scenario, ECHO, order, seed, echo_setup(plan)))
+        for contender in plan.contenders:
+            if contender == STOCK_TUNED:
+                continue
+            orders = [NO_ORDER] if contender == ONLINE_ALONE else _orders(plan, scenario)
+            setup = plan.setup(contender, scenario)
+            cells += [_cell(plan, scenario, contender, order, seed, setup) for order in orders]
     return cells
 
 
 def _tuned_cells(plan: Plan, scenario: Scenario, order: str, execute: Execute) -> list[Cell]:
-    name, setup = _best_of(plan, scenario, order, chunk_setups(plan), execute)
+    name, setup = _best_of(
+        plan, scenario, order, chunk_setups(stock_setup(plan.kv_tokens)), execute
+    )
     name, setup = _best_of(plan, scenario, order, eviction_setups(name, setup), execute)
     print(f"{scenario.name} {order}: the best stock configuration is {name}")
     return [_cell(plan, scenario, STOCK_TUNED, order, seed, setup) for seed in plan.seeds]
@@ -275,7 +242,7 @@ def _cell(
         recipes=recipes,
         seed=seed,
         window_s=scenario.window_s,
-        slo=plan.slo,
+        slo=plan.slo_of(scenario),
     )
     return Cell(scenario=scenario.name, contender=contender, order=order, seed=seed, spec=spec)
 

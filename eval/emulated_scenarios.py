@@ -10,6 +10,7 @@ from echo_sglang.errors import WorkloadError
 from echo_sglang.sim.arrivals import PoissonTraffic
 from echo_sglang.sim.batch_jobs import LengthsFile
 from echo_sglang.sim.documents import DocumentQuestions, Order
+from echo_sglang.sim.metrics import Slo
 from echo_sglang.sim.spec import Recipe
 from echo_sglang.sim.traces import AzureTrace, Part
 
@@ -21,11 +22,15 @@ ARXIV_REQUESTS = 9000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """Online traffic and offline work for one window. documents, lengths: None for none."""
+    """Online traffic with its SLO, and offline work, for one window.
+
+    documents, lengths: None for none.
+    """
 
     name: str
     online: Recipe
     window_s: float
+    slo: Slo
     documents: DocumentQuestions | None = None
     lengths: LengthsFile | None = None
 
@@ -55,7 +60,7 @@ def _poisson(data: Path, window_s: float) -> Recipe:
 
 
 def _azure(kind: str, keep: float) -> Callable[[Path, float], Recipe]:
-    """Ten minutes from the tenth on; the code trace leaves more room, so more of it is kept."""
+    """Ten minutes from the tenth on, as much of it as one A100 answers in time."""
 
     def recipe(data: Path, window_s: float) -> Recipe:
         part = Part(start_s=600.0, end_s=600.0 + window_s, keep=keep)
@@ -64,10 +69,10 @@ def _azure(kind: str, keep: float) -> Callable[[Path, float], Recipe]:
     return recipe
 
 
-ONLINE: dict[str, Callable[[Path, float], Recipe]] = {
-    "poisson": _poisson,
-    "azure-conv": _azure("conv", 0.6),
-    "azure-code": _azure("code", 0.6),
+ONLINE: dict[str, tuple[Callable[[Path, float], Recipe], Slo]] = {
+    "poisson": (_poisson, Slo(ttft_s=0.5, tpot_s=0.05)),
+    "azure-conv": (_azure("conv", 0.6), Slo(ttft_s=1.5, tpot_s=0.05)),
+    "azure-code": (_azure("code", 0.6), Slo(ttft_s=1.5, tpot_s=0.05)),
 }
 OFFLINE = ("documents", "unshared", "both")
 
@@ -85,10 +90,12 @@ def scenario_named(name: str, *, data: Path, window_s: float, documents: int) ->
             f"offline {', '.join(OFFLINE)}"
         )
     lengths = LengthsFile(path=data / ARXIV, limit=ARXIV_REQUESTS)
+    traffic, slo = ONLINE[online]
     return Scenario(
         name=f"{online}+{offline}",
-        online=ONLINE[online](data, window_s),
+        online=traffic(data, window_s),
         window_s=window_s,
+        slo=slo,
         documents=None if offline == "unshared" else DocumentQuestions(documents=documents),
         lengths=None if offline == "documents" else lengths,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -37,6 +38,7 @@ class RequestIntake(ClockedScheduler):
     echo_step: int
     max_pooled: int
     _captured: list[Req] | None
+    _count: Callable[[str, int], None]
 
     def _create_generation_req(
         self, recv_req: TokenizedGenerateReqInput, *args: Any, **kwargs: Any
@@ -109,11 +111,20 @@ class RequestIntake(ClockedScheduler):
         """SGLang aborts what it queues or runs; the pool is Echo's to search."""
         taken = self.offline_queue.take_matching(recv_req.rid, everything=recv_req.abort_all)
         for waiting in taken:
-            if waiting.req is not None:
+            if waiting.req is None:
+                self._count("offline_aborted", 1)
+            else:
                 self._release_aborted_request(waiting.req)
             abort = AbortReq(rid=waiting.source.rid, finished_reason=recv_req.finished_reason)
             self.send_abort_output(abort, waiting.source)
         super().abort_request(recv_req)
+
+    def _release_aborted_request(self, req: Req) -> None:
+        """SGLang calls this for what is aborted between two iterations, such as half a prefill."""
+        super()._release_aborted_request(req)
+        if isinstance(req, EchoReq) and req.is_offline and not req.end_noted:
+            req.end_noted = True
+            self._count("offline_aborted", 1)
 
     def is_fully_idle(self, for_health_check: bool = False, ignore_waiting: bool = False) -> bool:
         """Not idle while offline requests wait."""

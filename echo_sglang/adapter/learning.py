@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
 
 from echo_sglang.adapter.clock import ClockedScheduler
 from echo_sglang.adapter.demand import note_length
@@ -123,6 +123,9 @@ class StepLearning(ClockedScheduler):
             return
         # Under overlap a finished request is in one more batch that was launched already.
         req.end_noted = True
+        if req.progress is None and isinstance(req.finished_reason, FINISH_ABORT):
+            self._count("offline_aborted", 1)
+            return
         note_length(self.output_lengths, req)
         if req.progress is None:
             self._count("offline_finished", 1)

@@ -27,6 +27,7 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     f"{SCHEDULER}.init_schedule_policy": ("self",),
     f"{SCHEDULER}.get_prefill_adder_class": ("self",),
     f"{SCHEDULER}.handle_generate_request": ("self", "recv_req", "mm_input_error"),
+    f"{SCHEDULER}._release_aborted_request": ("self", "req"),
     f"{SCHEDULER}.abort_request": ("self", "recv_req"),
     f"{SCHEDULER}.is_fully_idle": ("self", "for_health_check", "ignore_waiting"),
     f"{SCHEDULER}.record_weight_version_change": ("self", "new_version"),

@@ -1,1 +1,1 @@
-"""The echo-sglang command: profile a server, train a step-time model, look at one."""
+"""The echo-sglang command: profile a server, train a step-time model, plan a fleet."""

@@ -91,12 +91,26 @@ MODELS = {
 }
 
 
+DEVICE_NAMES = {
+    "A100-80G": ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"),
+    "H100": ("NVIDIA H100 80GB HBM3",),
+    "RTX4090": ("NVIDIA GeForce RTX 4090",),
+}
+"""How the drivers name the described hardware, and so profiles made on it."""
+
+PROFILE = "profile:"
+
+
 @dataclass(frozen=True, slots=True)
 class ProfiledDevice:
-    """A real server as its step-time profile describes it."""
+    """A real server as its step-time profile describes it.
+
+    described: the same hardware and model in the catalog, None if nobody said which.
+    """
 
     name: str
     profile: Profile
+    described: RooflineDevice | None = None
 
     def seconds(self, shape: BatchShape) -> float:
         """What the profile's model expects. Raises ProfileError if that is nothing."""
@@ -107,18 +121,50 @@ class ProfiledDevice:
 
 
 def device_from(name: str) -> RooflineDevice | ProfiledDevice:
-    """What `device_named` knows, or "profile:PATH" of a step-time profile.
+    """What `device_named` knows; "profile:PATH" of a step-time profile; "HARDWARE:MODEL@PATH"
+    of a profile that must have been made on just that.
 
     Raises ConfigError or ProfileError.
     """
-    kind, _, path = name.partition(":")
-    if kind != "profile":
+    path = profile_path(name)
+    if path is None:
         return device_named(name)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ProfileError(f"profile {path} cannot be read: {error.strerror}") from error
-    return ProfiledDevice(name, Profile.from_json(text))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(f"profile {path} cannot be read ({error})") from error
+    profile = Profile.from_json(text)
+    if name.startswith(PROFILE):
+        return ProfiledDevice(name, profile)
+    described = device_named(name.partition("@")[0])
+    _require_profiled_on(profile, described, path)
+    return ProfiledDevice(name, profile, described)
+
+
+def profile_path(name: str) -> Path | None:
+    """The file that a device's times are read from, None if they are computed."""
+    if name.startswith(PROFILE):
+        return Path(name.removeprefix(PROFILE))
+    _, at, path = name.partition("@")
+    return Path(path) if at else None
+
+
+def _require_profiled_on(profile: Profile, device: RooflineDevice, path: Path) -> None:
+    identity, width = profile.identity, device.tensor_parallel
+    model = device.model.name.removesuffix("-flat")
+    known = DEVICE_NAMES.get(device.hardware.name, (device.hardware.name,))
+    differences = []
+    if identity.hardware not in known:
+        differences.append(f"on {identity.hardware}, not on {' or '.join(known)}")
+    if model.lower() not in identity.model.lower():
+        differences.append(f"of model {identity.model}, not of {model}")
+    if identity.tp_size != width:
+        differences.append(f"with tensor parallel size {identity.tp_size}, not {width}")
+    if differences:
+        raise ProfileError(
+            f"profile {path} was made {' and '.join(differences)}; plan for what it was made on, "
+            f"or say {PROFILE}{path} as the hardware and how much KV it has"
+        )
 
 
 def device_named(name: str) -> RooflineDevice:

@@ -9,8 +9,10 @@ from echo_sglang.domain.tag import CUSTOM_PARAMS_KEY, RequestTag
 from echo_sglang.sim.clock import START_S
 from echo_sglang.sim.workload import Request, prompt_ids
 
-ONLINE_PRIORITY = 10
+ONLINE_PRIORITY = 100
 OFFLINE_PRIORITY = 0
+"""Further apart than SGLang's --priority-scheduling-preemption-threshold (10): only then do online
+requests take the slots of running offline ones."""
 
 
 def tokenized(request: Request, *, uses_priority: bool) -> TokenizedGenerateReqInput:

@@ -1,170 +1,68 @@
 """Answers a deployer's questions by emulation: does it hold, what can be harvested, at what cost.
 
-Every answer is a set of runs; `cached` keeps each on disk by what determines it, so an
-interrupted plan goes on where it stopped.
+Every answer is a set of runs, which `kept_runs` keeps.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
-from echo_sglang.config import EchoConfig
-from echo_sglang.domain.batch import BatchShape
 from echo_sglang.errors import ConfigError
-from echo_sglang.sim.catalog import device_from
-from echo_sglang.sim.device import RooflineDevice
-from echo_sglang.sim.metrics import Slo
-from echo_sglang.sim.recipe_names import OnlineSource
-from echo_sglang.sim.setup import ServerSetup
-from echo_sglang.sim.spec import Recipe, RunSpec
+from echo_sglang.sim.kept_runs import Execute
+from echo_sglang.sim.limit import least_seconds
+from echo_sglang.sim.plan_answer import Answer, Latency, WindowAnswer, batch_seconds, by_hour
+from echo_sglang.sim.plan_question import MARGIN, Question, check_workload, roofline_of
+from echo_sglang.sim.spec import RunSpec
 
-Execute = Callable[..., Iterable[dict[str, Any]]]
-Progress = Callable[[str], None]
 MAX_REPLICAS = 1024
-SMALLEST_PROMPT_TOKENS = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is to be planned.
+class Progress(Protocol):
+    """Is told how far a plan has come."""
 
-    starts_s: where in the online traffic the windows begin, each `window_s` long. attained:
-    share of online requests that must meet `slo`. replicas: fixed, or None for the fewest that
-    hold. margins: shares of the SLO that Echo may use, for the trade-off curve. batch_lines,
-    batch_window_s: does a batch of so many lines like `offline` finish in time.
+    def begin(self, what: str, runs: int) -> None:
+        """The next `runs` runs are for `what`."""
+
+    def advance(self) -> None:
+        """One run is there."""
+
+
+class Unseen:
+    """Progress that nobody looks at."""
+
+    def begin(self, what: str, runs: int) -> None:
+        """Nothing."""
+
+    def advance(self) -> None:
+        """Nothing."""
+
+
+def plan(
+    question: Question, execute: Execute, progress: Progress | None = None, *, at_once: int = 1
+) -> Answer:
+    """Answer `question`. at_once: runs that `execute` makes at the same time.
+
+    Raises WorkloadError or ConfigError before anything runs, or if no fleet holds the SLO.
     """
-
-    device: str
-    online: OnlineSource
-    offline: Recipe
-    slo: Slo
-    starts_s: tuple[float, ...] = (0.0,)
-    window_s: float = 300.0
-    attained: float = 0.99
-    replicas: int | None = None
-    margins: tuple[float, ...] = (0.5, 0.65, 0.8, 0.95)
-    batch_lines: int | None = None
-    batch_window_s: float = 86_400.0
-    kv_tokens: int | None = None
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.starts_s or self.window_s <= 0 or not 0.0 < self.attained <= 1.0:
-            raise ConfigError(
-                "a plan needs at least one window of more than 0 s and a share of requests that "
-                f"attain their SLO in (0, 1]; got {len(self.starts_s)} of {self.window_s:g} s "
-                f"and {self.attained:g}"
-            )
-        if self.replicas is not None and self.replicas < 1:
-            raise ConfigError(f"replicas {self.replicas}: one or more")
-        check_possible(self.slo, self.device)
-
-    @property
-    def pool_tokens(self) -> int:
-        """KV tokens of one replica: given, or what fits beside the weights."""
-        if self.kv_tokens is not None:
-            return self.kv_tokens
-        device = device_from(self.device)
-        if isinstance(device, RooflineDevice):
-            return device.kv_pool_tokens
-        raise ConfigError(f"{self.device} says nothing of memory; say --kv-tokens")
-
-    def spec(self, start_s: float, replicas: int, margin: float | None) -> RunSpec:
-        """One replica in one window; `margin` None leaves the offline work out."""
-        online = self.online.recipe(start_s, self.window_s, 1.0 / replicas)
-        echo = EchoConfig(slo_ttft_ms=self.slo.ttft_s * 1e3, slo_tpot_ms=self.slo.tpot_s * 1e3)
-        if margin is not None:
-            echo = replace(echo, slo_margin=margin)
-        return RunSpec(
-            device=self.device,
-            setup=ServerSetup(echo=echo, kv_tokens=self.pool_tokens, mixed=True),
-            recipes=(online,) if margin is None else (online, self.offline),
-            seed=self.seed,
-            window_s=self.window_s,
-            slo=self.slo,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowAnswer:
-    """One window: online alone against online beside offline work, on `replicas` servers.
-
-    *_alone_*: without offline work. harvested_*: of all replicas together.
-    """
-
-    start_s: float
-    replicas: int
-    margin: float
-    online_requests: int
-    attained_alone: float
-    attained: float
-    ttft_p99_alone_s: float
-    ttft_p99_s: float
-    tpot_p99_alone_s: float
-    tpot_p99_s: float
-    harvested_per_s: float
-    harvested_tokens_per_s: float
-    hit_rate: float | None
-    share_of_limit: float | None
-    pool_dry: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The plan. batch_s: seconds for the whole batch, None if it was not asked for."""
-
-    replicas: int
-    holds: bool
-    windows: tuple[WindowAnswer, ...]
-    trade_off: tuple[WindowAnswer, ...]
-    batch_s: float | None = None
-    batch_fits: bool | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values; a batch that never ends has no `batch_s`."""
-        values = asdict(self)
-        if self.batch_s is not None and math.isinf(self.batch_s):
-            values["batch_s"] = None
-        return values
-
-
-def check_possible(slo: Slo, device: str) -> None:
-    """Raise ConfigError if an idle server of this kind already misses `slo`."""
-    single = device_from(device)
-    step_s = single.seconds(BatchShape(decode_rows=1, decode_kv_tokens=SMALLEST_PROMPT_TOKENS))
-    prefill_s = single.seconds(BatchShape().with_chunk(SMALLEST_PROMPT_TOKENS, 0))
-    for name, wanted_s, least_s in (
-        ("TPOT", slo.tpot_s, step_s),
-        ("TTFT", slo.ttft_s, prefill_s),
-    ):
-        if not math.isfinite(wanted_s) or wanted_s < least_s:
-            raise ConfigError(
-                f"an SLO of {name} {1e3 * wanted_s:g} ms cannot be held: {device} takes "
-                f"{1e3 * least_s:.1f} ms for a single short request; ask for more, or plan with "
-                "faster hardware"
-            )
-
-
-def plan(question: Question, execute: Execute, progress: Progress = print) -> Answer:
-    """Answer `question`. execute: see `cached`; progress is told in words what goes on."""
-    busiest_s = _busiest(question)
-    replicas = question.replicas or _fewest_replicas(question, busiest_s, execute, progress)
-    margin = EchoConfig().slo_margin
-    pairs = [(start_s, margin) for start_s in question.starts_s]
-    pairs += [(busiest_s, m) for m in question.margins if m != margin]
-    progress(f"{len(pairs)} windows on {replicas} replica(s), alone and with offline work")
-    answers = _windows(question, pairs, replicas, execute)
+    check_workload(question)
+    planner = _Planner(question, execute, progress or Unseen(), at_once)
+    busiest_s = planner.busiest()
+    alone, replicas = planner.fleet(busiest_s)
+    pairs = [(start_s, MARGIN) for start_s in question.starts_s]
+    pairs += [(busiest_s, margin) for margin in question.margins if margin != MARGIN]
+    answers = planner.windows(pairs, replicas)
     windows = tuple(answers[: len(question.starts_s)])
-    trade_off = (*answers[len(question.starts_s) :], windows[question.starts_s.index(busiest_s)])
-    batch_s = _batch_seconds(question, windows)
+    trade_off = (*answers[len(windows) :], windows[question.starts_s.index(busiest_s)])
+    hours = by_hour(question, windows)
+    lines = question.batch_lines
+    batch_s = None if lines is None else batch_seconds(lines, hours)
     return Answer(
+        replicas_alone=alone,
         replicas=replicas,
-        holds=all(w.attained >= question.attained for w in windows),
+        holds=all(w.holds(question.attained) for w in windows),
+        hours=hours,
         windows=windows,
         trade_off=tuple(sorted(trade_off, key=lambda w: w.margin)),
         batch_s=batch_s,
@@ -172,93 +70,127 @@ def plan(question: Question, execute: Execute, progress: Progress = print) -> An
     )
 
 
-def cached(folder: Path, execute: Execute) -> Execute:
-    """`execute` that keeps each result in `folder` and runs only what is not there."""
+class _Planner:
+    """One question and the means to answer it."""
 
-    def run(specs: Sequence[RunSpec], **options: Any) -> Iterable[dict[str, Any]]:
-        missing = list({s.digest: s for s in specs if not _file(folder, s).is_file()}.values())
-        for spec, result in zip(missing, execute(missing, **options), strict=True):
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = _file(folder, spec).with_suffix(".partial")
-            partial.write_text(json.dumps(result), encoding="utf-8")
-            partial.replace(_file(folder, spec))
-        return [json.loads(_file(folder, spec).read_text("utf-8")) for spec in specs]
+    def __init__(
+        self, question: Question, execute: Execute, progress: Progress, at_once: int
+    ) -> None:
+        self._question = question
+        self._execute = execute
+        self._progress = progress
+        self._at_once = max(at_once, 1)
 
-    return run
+    def busiest(self) -> float:
+        """The start of the window in which most tokens are asked for."""
 
+        def tokens(start_s: float) -> int:
+            requests = self._question.online_requests(start_s)
+            return sum(r.prompt_tokens + r.output_tokens for r in requests)
 
-def _file(folder: Path, spec: RunSpec) -> Path:
-    return folder / f"{spec.digest}.json"
+        return max(self._question.starts_s, key=tokens)
 
-
-def _busiest(question: Question) -> float:
-    """The start of the window in which most tokens are asked for."""
-
-    def tokens(start_s: float) -> int:
-        recipe = question.online.recipe(start_s, question.window_s, 1.0)
-        return sum(r.prompt_tokens + r.output_tokens for r in recipe.requests(question.seed))
-
-    return max(question.starts_s, key=tokens)
-
-
-def _fewest_replicas(
-    question: Question, start_s: float, execute: Execute, progress: Progress
-) -> int:
-    """Fewest servers on which the busiest window's online traffic, alone, attains enough."""
-
-    def holds(replicas: int) -> bool:
-        (result,) = execute([question.spec(start_s, replicas, None)])
-        attained = result["summary"]["attainment"]
-        progress(f"{replicas} replica(s): {100 * attained:.1f} % of online requests attain")
-        return bool(attained >= question.attained)
-
-    high = 1
-    while not holds(high):
-        high *= 2
-        if high > MAX_REPLICAS:
+    def fleet(self, busiest_s: float) -> tuple[int | None, int]:
+        """Fewest servers for the busiest window: of online requests alone, and with offline
+        work beside. If twice as many do not make up for the offline work, nothing does."""
+        question = self._question
+        if question.replicas is not None:
+            return None, question.replicas
+        least = self._least_replicas(busiest_s)
+        alone = self._fewest(busiest_s, None, least - 1, MAX_REPLICAS)
+        if alone is None:
             raise ConfigError(
-                f"not even {MAX_REPLICAS} replicas hold the SLO: single requests are too long "
-                "for it; relax it or take faster hardware"
+                f"not even {MAX_REPLICAS} replicas hold the SLO for {100 * question.attained:g} % "
+                "of online requests: single requests are too long for it; relax it or take faster "
+                "hardware"
             )
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
+        both = self._fewest(busiest_s, MARGIN, alone - 1, 2 * alone)
+        return alone, both or alone
+
+    def windows(self, pairs: Sequence[tuple[float, float]], replicas: int) -> list[WindowAnswer]:
+        """One answer for every (start, margin)."""
+        question = self._question
+        counts = {s: len(question.online_requests(s, replicas)) for s, _ in pairs}
+        starts_s = [start_s for start_s, count in counts.items() if count]
+        specs = [question.spec(start_s, replicas, None) for start_s in starts_s]
+        specs += [question.spec(start_s, replicas, margin) for start_s, margin in pairs]
+        found = list(self._summaries(f"windows on {replicas} replica(s)", specs))
+        alone = dict(zip(starts_s, map(Latency.of, found), strict=False))
+        return [
+            WindowAnswer(
+                start_s=start_s,
+                replicas=replicas,
+                margin=margin,
+                online_requests=counts[start_s],
+                alone=alone.get(start_s, Latency()),
+                beside=Latency.of(summary),
+                harvested_per_s=replicas * summary["offline_per_s"],
+                harvested_tokens_per_s=replicas * summary["offline_tokens_per_s"],
+                hit_rate=summary["offline_hit_rate"],
+                share_of_limit=summary["share_of_limit"],
+                pool_dry=summary["pool_dry"],
+            )
+            for (start_s, margin), summary in zip(pairs, found[len(starts_s) :], strict=True)
+        ]
+
+    def _least_replicas(self, start_s: float) -> int:
+        """Fewer have not the device time, whatever the scheduler does."""
+        question = self._question
+        device = roofline_of(question.device)
+        if device is None:
+            return 1
+        busy_s = least_seconds(question.online_requests(start_s), device)
+        return max(math.ceil(question.attained * busy_s / question.window_s), 1)
+
+    def _fewest(self, start_s: float, margin: float | None, low: int, most: int) -> int | None:
+        """Fewest of low + 1 to `most` servers on which the window attains enough, None if none.
+
+        Several are tried at once: doubling until one holds, then what lies between.
+        """
+        work = "online alone" if margin is None else "with offline work"
+        rising = _doubled(low + 1, most)
+        high: int | None = None
+        while high is None or high - low > 1:
+            if high is None:
+                tried, rising = rising[: self._at_once], rising[self._at_once :]
+            else:
+                tried = _between(low, high, self._at_once)
+            if not tried:
+                return None
+            holds = self._hold(f"{work}, {_listed(tried)} replica(s)", start_s, margin, tried)
+            high = min((c for c in tried if holds[c]), default=high)
+            low = max((c for c in tried if not holds[c] and c < (high or c + 1)), default=low)
+        return high
+
+    def _hold(
+        self, what: str, start_s: float, margin: float | None, counts: Sequence[int]
+    ) -> dict[int, bool]:
+        specs = [self._question.spec(start_s, count, margin) for count in counts]
+        shares = (summary["attainment"] for summary in self._summaries(what, specs))
+        least = self._question.attained
+        return {c: s is None or s >= least for c, s in zip(counts, shares, strict=True)}
+
+    def _summaries(self, what: str, specs: Sequence[RunSpec]) -> Iterator[dict[str, Any]]:
+        self._progress.begin(what, len(specs))
+        for result in self._execute(specs):
+            self._progress.advance()
+            yield result["summary"]
 
 
-def _windows(
-    question: Question, pairs: Sequence[tuple[float, float]], replicas: int, execute: Execute
-) -> list[WindowAnswer]:
-    specs = [question.spec(start_s, replicas, None) for start_s, _ in pairs]
-    specs += [question.spec(start_s, replicas, margin) for start_s, margin in pairs]
-    summaries = [result["summary"] for result in execute(specs)]
-    alone, beside = summaries[: len(pairs)], summaries[len(pairs) :]
-    return [
-        WindowAnswer(
-            start_s=start_s,
-            replicas=replicas,
-            margin=margin,
-            online_requests=a["online_requests"],
-            attained_alone=a["attainment"],
-            attained=b["attainment"],
-            ttft_p99_alone_s=a["ttft_p99_s"],
-            ttft_p99_s=b["ttft_p99_s"],
-            tpot_p99_alone_s=a["tpot_p99_s"],
-            tpot_p99_s=b["tpot_p99_s"],
-            harvested_per_s=replicas * b["offline_per_s"],
-            harvested_tokens_per_s=replicas * b["offline_tokens_per_s"],
-            hit_rate=b["offline_hit_rate"],
-            share_of_limit=b["share_of_limit"],
-            pool_dry=b["pool_dry"],
-        )
-        for (start_s, margin), a, b in zip(pairs, alone, beside, strict=True)
-    ]
+def _doubled(first: int, most: int) -> list[int]:
+    """`first`, twice as many and so on, `most` at the end."""
+    counts = []
+    while first < most:
+        counts.append(first)
+        first *= 2
+    return [*counts, most]
 
 
-def _batch_seconds(question: Question, windows: Sequence[WindowAnswer]) -> float | None:
-    """At the mean rate over the windows; infinite if nothing can be harvested."""
-    if question.batch_lines is None:
-        return None
-    rate = sum(w.harvested_per_s for w in windows) / len(windows)
-    return question.batch_lines / rate if rate else math.inf
+def _between(low: int, high: int, count: int) -> list[int]:
+    """At most `count` numbers above `low` and below `high`, evenly apart."""
+    steps = (low + round((high - low) * i / (count + 1)) for i in range(1, count + 1))
+    return sorted({min(max(step, low + 1), high - 1) for step in steps})
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))

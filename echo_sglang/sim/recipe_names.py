@@ -34,6 +34,19 @@ class OnlineSource:
             return ServeGenRates(path=path, part=part, scale=1.0)
         return PoissonTraffic(rate_per_s=float(self.value) * share, window_s=window_s)
 
+    def length_s(self) -> float | None:
+        """Seconds from the trace's first to its last moment; None for traffic without an end.
+
+        Reads and checks the whole file. Raises WorkloadError.
+        """
+        path = Path(self.value)
+        if self.kind == "poisson":
+            return None
+        if self.kind == "servegen":
+            return ServeGenRates(path=path).end_s()
+        whole = AzureTrace(path=path) if self.kind == "azure" else MooncakeTrace(path=path)
+        return whole.requests(0)[-1].arrival_s
+
 
 ONLINE_FORMS = "azure:CSV, mooncake:JSONL, servegen:CSV or poisson:RATE"
 OFFLINE_FORMS = "documents:DOCUMENTSxQUESTIONS, lengths:CSV or batch:JSONL"

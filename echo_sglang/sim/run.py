@@ -84,6 +84,10 @@ def run(
         from echo_sglang.adapter.scheduler import EchoScheduler
 
         base = EchoScheduler
+    elif setup.bound_s is not None:
+        from echo_sglang.sim.bounded import bounded_by
+
+        base = bounded_by(setup.bound_s)
     load_plugins()
     emulator = Emulator(
         workload=workload,

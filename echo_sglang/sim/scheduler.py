@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.io_struct import AbortReq
-from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
 
 from echo_sglang.sim.answers import Answers
@@ -204,7 +204,15 @@ class Emulation:
             return []
         self._closing = True
         self._arrivals.clear()
+        for req in self._unfinished():
+            emulator.records[req.rid].preemptions = req.retraction_count
         return [AbortReq(rid="", abort_all=True)]
+
+    def _unfinished(self) -> list[Req]:
+        """What waits or runs when the window is over, if it was ever built."""
+        pool = getattr(self, "offline_queue", None)
+        parked = [] if pool is None else list(pool.built_reqs())
+        return [*self.waiting_queue, *self.running_batch.reqs, *parked]
 
     def _charge_host(self) -> None:
         emulator = self.emulator

@@ -147,14 +147,7 @@ class ServeGenRates:
 
     def requests(self, seed: int) -> list[Request]:
         """Requests of the part, the first moment of which is second 0."""
-        rows = list(csv_rows(self.path, ("window_start_s", "req_per_s")))
-        starts_s = [read_number(self.path, line, row, "window_start_s") for line, row in rows]
-        rates = [read_number(self.path, line, row, "req_per_s") for line, row in rows]
-        check_times(starts_s, self.path.name)
-        if min(rates) < 0.0 or self.scale <= 0.0:
-            raise WorkloadError(f"{self.path.name}: rates and scale must not be negative or 0")
-        if len(starts_s) < 2:
-            raise WorkloadError(f"{self.path.name}: at least two windows are needed")
+        starts_s, rates = self._rates()
         rng = np.random.default_rng([seed, 5])
         times_s = self._times(starts_s, rates, rng)
         prompts = self.prompt.draw(rng, len(times_s))
@@ -169,6 +162,25 @@ class ServeGenRates:
             )
             for i, time_s in enumerate(times_s)
         ]
+
+    def end_s(self) -> float:
+        """Where the last window ends."""
+        starts_s, _ = self._rates()
+        return 2 * starts_s[-1] - starts_s[-2]
+
+    def _rates(self) -> tuple[list[float], list[float]]:
+        """Starts of the windows in seconds, and requests per second in each."""
+        rows = list(csv_rows(self.path, ("window_start_s", "req_per_s")))
+        starts_s = [read_number(self.path, line, row, "window_start_s") for line, row in rows]
+        rates = [read_number(self.path, line, row, "req_per_s") for line, row in rows]
+        check_times(starts_s, self.path.name)
+        if not all(0.0 <= rate < float("inf") for rate in rates) or self.scale <= 0.0:
+            raise WorkloadError(
+                f"{self.path.name}: rates must be finite and not below 0, the scale above 0"
+            )
+        if len(starts_s) < 2:
+            raise WorkloadError(f"{self.path.name}: at least two windows are needed")
+        return starts_s, rates
 
     def _times(
         self, starts_s: list[float], rates: list[float], rng: np.random.Generator

@@ -105,6 +105,7 @@ def a_chunk_is_parked_for_a_prompt_that_fits(ctx: ScriptedContext, mixed: bool) 
 def aborts_give_everything_back(ctx: ScriptedContext, mixed: bool) -> Steps:
     """Abort mid-prefill, mid-decode, pooled and unbuilt, pooled after a release."""
     driver = Driver(ctx, mixed=mixed)
+    aborted, finished = (driver.counter(f"offline_{end}") for end in ("aborted", "finished"))
     driver.send("prefilling", prompt(50, 300), 8, **OFFLINE)
     yield from driver.until(lambda: driver.is_chunking("prefilling"), "mid-prefill")
     driver.abort("prefilling")
@@ -143,6 +144,9 @@ def aborts_give_everything_back(ctx: ScriptedContext, mixed: bool) -> Steps:
     yield from driver.until_idle()
     assert driver.num_outputs(released) == outputs_then
     driver.assert_nothing_locked()
+    # prefilling, decoding-offline, never-ran and the released row; the other rows ended well.
+    assert driver.counter("offline_aborted") == aborted + 4
+    assert driver.counter("offline_finished") == finished + SLOTS - 1
 
 
 def abort_all_empties_every_place(ctx: ScriptedContext, mixed: bool) -> Steps:

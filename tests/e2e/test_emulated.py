@@ -26,6 +26,7 @@ SMALL = ServerSetup(kv_tokens=30_000, context_tokens=4096, max_running=64, chunk
 SETUPS = {
     "stock": replace(SMALL, priority=True),
     "stock, mixed, no overlap": replace(SMALL, priority=True, mixed=True, overlap=False),
+    "stock, estimator": replace(SMALL, priority=True, mixed=True, bound_s=0.03),
     "echo": replace(SMALL, echo=ECHO, mixed=True),
     "echo, separate, no overlap": replace(SMALL, echo=ECHO, overlap=False),
 }
@@ -53,6 +54,7 @@ def results() -> Mapping[str, dict[str, Any]]:
     specs = {name: spec_of(setup) for name, setup in SETUPS.items()}
     for name, setup in SETUPS.items():
         specs[f"{name}, computed"] = spec_of(setup, computes=True)
+    specs["stock, few slots"] = spec_of(replace(SETUPS["stock"], max_running=6))
     specs["echo again"] = spec_of(SETUPS["echo"])
     specs["echo, another seed"] = spec_of(SETUPS["echo"], seed=2)
     return dict(zip(specs, execute_all(list(specs.values()), jobs=2), strict=True))
@@ -96,3 +98,17 @@ def test_echo_keeps_its_slos_with_offline_work_beside(
     for name in ("echo", "echo, another seed"):
         assert results[name]["summary"]["attainment"] >= 0.99, results[name]["summary"]
     assert results["stock"]["summary"]["attainment"] < 0.9
+
+
+def test_stock_bounded_by_the_estimator_keeps_its_iterations_short(
+    results: Mapping[str, dict[str, Any]],
+) -> None:
+    assert results["stock, estimator"]["summary"]["tpot_p99_s"] <= 0.03
+    assert results["stock, mixed, no overlap"]["summary"]["tpot_p99_s"] > 0.06
+
+
+def test_stock_takes_slots_from_offline_rows_and_that_is_counted(
+    results: Mapping[str, dict[str, Any]],
+) -> None:
+    assert results["stock, few slots"]["summary"]["preemptions"] > 0
+    assert results["stock, few slots"]["summary"]["recomputed_tokens"] > 0

@@ -71,3 +71,14 @@ def test_echo_takes_no_priorities() -> None:
         ServerSetup(echo=EchoConfig(), priority=True)
     with pytest.raises(ConfigError, match="must be 1 or more"):
         ServerSetup(kv_tokens=0)
+
+
+@pytest.mark.parametrize("bound_s", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_bound_that_is_no_time_is_refused(bound_s: float) -> None:
+    with pytest.raises(ConfigError, match="seconds above 0"):
+        ServerSetup(bound_s=bound_s)
+
+
+def test_echo_bounds_its_iterations_itself() -> None:
+    with pytest.raises(ConfigError, match="without Echo"):
+        ServerSetup(echo=EchoConfig(), bound_s=0.04)

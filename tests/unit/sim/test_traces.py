@@ -152,7 +152,7 @@ def test_servegen_rates_shape_the_arrivals(tmp_path: Path) -> None:
     [
         ("window_start_s\n0\n", "lacks column req_per_s"),
         ("window_start_s,req_per_s\n0,1\n", "at least two windows"),
-        ("window_start_s,req_per_s\n0,1\n600,-1\n", "must not be negative"),
+        ("window_start_s,req_per_s\n0,1\n600,-1\n", "not below 0"),
         ("window_start_s,req_per_s\n600,1\n0,1\n", "sort them"),
     ],
 )

@@ -1,0 +1,84 @@
+"""echo-sglang plan with the real emulator: interrupted, killed, and still finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+TIMEOUT_S = 300.0
+RUNS = 3
+"""One window: online alone, and beside offline work with two shares of the SLO."""
+
+
+def command(folder: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "echo_sglang.cli", "plan", "--online", "poisson:1"),
+        *("--offline", "documents:40x4", "--window-s", "8", "--replicas", "1"),
+        *("--margins", "0.5", "--batch-lines", "1000", "--kv-tokens", "100000"),
+        *("--jobs", "1", "--results", str(folder), "--json"),
+    ]
+
+
+def kept(folder: Path) -> dict[str, int]:
+    """Finished runs and when they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("runs/*.json")}
+
+
+def stopped_after(folder: Path, runs: int, how: signal.Signals) -> subprocess.Popen[str]:
+    """Start a plan in a session of its own; stop it and its children after `runs` runs."""
+    process = subprocess.Popen(
+        command(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    give_up_s = time.monotonic() + TIMEOUT_S
+    try:
+        while len(kept(folder)) < runs:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < give_up_s, f"no {runs} runs in {TIMEOUT_S} s"
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, how)
+    return process
+
+
+def test_an_interrupted_and_a_killed_plan_go_on_where_they_stopped(tmp_path: Path) -> None:
+    interrupted = stopped_after(tmp_path, 1, signal.SIGINT)
+    _, errors = interrupted.communicate(timeout=TIMEOUT_S)
+    assert interrupted.returncode == 130, errors
+    assert "the same command goes on from there" in errors
+    first = kept(tmp_path)
+    assert 1 <= len(first) < RUNS
+
+    killed = stopped_after(tmp_path, 2, signal.SIGKILL)
+    killed.communicate(timeout=TIMEOUT_S)
+    assert killed.returncode == -signal.SIGKILL
+    second = kept(tmp_path)
+    assert 2 <= len(second) < RUNS
+    assert first.items() <= second.items()
+
+    done = subprocess.run(
+        command(tmp_path), capture_output=True, text=True, check=True, timeout=TIMEOUT_S
+    )
+    last = kept(tmp_path)
+    assert len(last) == RUNS and second.items() <= last.items()
+    answer: dict[str, Any] = json.loads(done.stdout)
+    (window,) = answer["windows"]
+    assert window["online_requests"] > 0 and window["beside"]["attained"] is not None
+    assert answer["hours"][0]["harvested_tokens_per_s"] > 0
+    assert answer["batch_s"] > 0 and len(answer["trade_off"]) == 2
+    assert json.loads((tmp_path / "plan.json").read_text()) == answer
+    assert "offline tokens per hour" in (tmp_path / "plan.txt").read_text()
+    assert (tmp_path / "trade_off.png").stat().st_size > 5000
