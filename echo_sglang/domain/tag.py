@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from echo_sglang.config import MAX_WEIGHT, MIN_WEIGHT
 from echo_sglang.errors import RequestError
 
 OFFLINE_TIERS = frozenset({"flex"})
@@ -21,7 +22,6 @@ ONLINE_TIERS = frozenset({"auto", "default", "priority", "scale", "fast"})
 EXTRA_FIELDS = ("ttft_ms", "tpot_ms", "deadline", "job", "weight")
 CUSTOM_PARAMS_KEY = "echo"
 MAX_JOB_CHARACTERS = 128
-MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 
 
 class ServiceClass(StrEnum):
