@@ -123,7 +123,7 @@ def _parsed(flag: str, text: str, started: datetime) -> datetime:
 
 
 class _Clock:
-    """Moments of a log for people: time of day if the log knows it, else seconds since its start."""
+    """Moments for people: time of day if the log knows it, else seconds since it began."""
 
     def __init__(self, found: DecisionRecord) -> None:
         self._first_s = found.decisions[0].snapshot.now_s

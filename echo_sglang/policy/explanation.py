@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from echo_sglang.domain.plan import ChunkAction, Reason
@@ -68,22 +68,19 @@ def story_of(rid: str, decisions: Sequence[Decision]) -> list[StoryPart]:
         step, now_s = decision.snapshot.step, decision.snapshot.now_s
         last = parts[-1] if parts else None
         if last is not None and last.phase is phase:
-            parts[-1] = StoryPart(
-                phase=phase, start_s=last.start_s, end_s=now_s, first_step=last.first_step,
-                last_step=step, first=last.first, last=words,
-            )  # fmt: skip
-        else:
-            parts.append(
-                StoryPart(
-                    phase=phase,
-                    start_s=now_s,
-                    end_s=now_s,
-                    first_step=step,
-                    last_step=step,
-                    first=words,
-                    last=words,
-                )  # fmt: skip
+            parts[-1] = replace(last, end_s=now_s, last_step=step, last=words)
+            continue
+        parts.append(
+            StoryPart(
+                phase=phase,
+                start_s=now_s,
+                end_s=now_s,
+                first_step=step,
+                last_step=step,
+                first=words,
+                last=words,
             )
+        )
     if not parts:
         raise TraceError(
             f"request {rid!r} is in none of the {len(decisions)} decisions; {_some_rids(decisions)}"
@@ -194,12 +191,17 @@ def _online_need(snapshot: Snapshot) -> str:
 def _some_rids(decisions: Sequence[Decision]) -> str:
     known: dict[str, None] = {}
     for decision in decisions:
-        snapshot = decision.snapshot
-        for each in (*snapshot.waiting_online, *snapshot.offline_rows, *snapshot.candidates):
-            known[each.rid] = None
+        for rid in _rids(decision.snapshot):
+            known[rid] = None
             if len(known) >= KNOWN_RIDS_SHOWN:
                 return f"in it are, for example, {', '.join(known)}"
     return f"in it are {', '.join(known)}" if known else "it names no request at all"
+
+
+def _rids(snapshot: Snapshot) -> Iterator[str]:
+    yield from (waiting.rid for waiting in snapshot.waiting_online)
+    yield from (row.rid for row in snapshot.offline_rows)
+    yield from (candidate.rid for candidate in snapshot.candidates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,7 +67,7 @@ class PoolSettings:
 
     max_wait_s: float = 600.0
     turn_tokens: float = 65_536.0
-    urgency: UrgencySettings = UrgencySettings()
+    urgency: UrgencySettings = field(default_factory=UrgencySettings)
     weights: Mapping[str, float] = field(default_factory=dict)
 
 

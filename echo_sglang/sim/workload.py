@@ -64,7 +64,8 @@ class Request:
 
     output_tokens: how long the answer really is. max_new_tokens: what the client allows,
     which is all that a scheduler knows before; None allows just `output_tokens`.
-    deadline_s: when an offline answer is wanted, or None.
+    deadline_s: when an offline answer is wanted, or None. job, weight: whose share an offline
+    request takes, and what that weighs.
     """
 
     rid: str
@@ -74,6 +75,8 @@ class Request:
     service_class: ServiceClass = ServiceClass.ONLINE
     max_new_tokens: int | None = None
     deadline_s: float | None = None
+    job: str | None = None
+    weight: float | None = None
 
     @property
     def is_offline(self) -> bool:
