@@ -80,8 +80,7 @@ class StepLearning(ClockedScheduler):
         now_s = self.echo_clock()
         if self.device_is_synchronous and not self.enable_overlap:
             self._learn(now_s, device_end_s=self._device_end_s)
-        for req in batch.reqs:
-            self._note_progress(req, now_s)
+        self._follow(batch.reqs, now_s)
 
     def on_idle(self) -> None:
         """Let the step trace be written up to here."""
@@ -120,6 +119,11 @@ class StepLearning(ClockedScheduler):
     def _released(self) -> int:
         """Offline rows and half-done prompts that gave way since the start."""
         return sum(self.echo_counters.get(name, 0) for name in RELEASE_COUNTERS)
+
+    def _follow(self, reqs: list[Req], now_s: float) -> None:
+        """Note how far every request of a batch has come."""
+        for req in reqs:
+            self._note_progress(req, now_s)
 
     def _note_progress(self, req: Req, now_s: float) -> None:
         if not isinstance(req, EchoReq):

@@ -32,9 +32,6 @@ WARM_TOKENS = 64
 SCANNED_PER_CANDIDATE = 4
 """How many requests of a group are looked at for each that is wanted of it."""
 
-Pick = tuple[str, float]
-"""A request id and about how many tokens of service it takes."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineEntry:
@@ -238,7 +235,8 @@ class OfflinePool:
         if self._is_overdue(waiting.entry.arrival_s, self._now_s):
             self._since_overdue = 0.0
         self._since_overdue += tokens
-        if self._turn_is_over():
+        alone = self.shares.num_waiting <= 1
+        if alone or self._turn_is_over():
             self._turn, self._turn_tokens = job, 0.0
         if job is self._turn:
             self._turn_tokens += tokens
@@ -263,13 +261,6 @@ class OfflinePool:
                 break
         return [self._waiting[rid].entry for rid in chosen]
 
-    def path(self, rid: str, *, deeper_than: int) -> list[int]:
-        """Identities of the prefixes of a request that end beyond `deeper_than` tokens.
-
-        Two requests of the pool share a prefix that long exactly if the lists intersect.
-        """
-        return [id(node) for node in self.index.path(rid) if node.depth > deeper_than]
-
     def _in_order(self, limit: int, now_s: float) -> Iterator[str]:
         overdue = list(self._overdue(now_s))
         turns = self._since_overdue / self._settings.turn_tokens
@@ -292,87 +283,87 @@ class OfflinePool:
 
     def _of_class(self, due: DeadlineClass, limit: int) -> Iterator[str]:
         if due.group is not None and _shares(due.group):
-            picks = self._within(due.group, limit, lambda waiting: waiting.due is due)
-            yield from (rid for rid, _ in picks)
+            yield from self._within(due.group, limit, lambda waiting: waiting.due is due)
         yield from (rid for _, _, rid in islice(due.places, limit))
 
     def _by_turns(self, limit: int) -> Iterator[str]:
         """First the group of the job whose turn it is, then one request after the other, each
         of the job that would then have been served least."""
+        fresh = self.shares.in_turn()
         if self.shares.num_waiting == 1:
-            yield from (rid for rid, _ in self._picks(next(self.shares.in_turn()), limit))
+            yield from self._of_only_job(next(fresh), limit)
             return
         if self._turn is not None and not self._turn_is_over():
-            yield from (rid for rid, _ in self._group_picks(self._turn, limit))
-        fresh = self.shares.in_turn()
+            yield from self._of_groups(self._turn, limit)
         following = next(fresh, None)
-        started: list[tuple[float, int, Job, Iterator[Pick]]] = []
+        started: list[tuple[float, int, Job, Iterator[str]]] = []
         while following is not None or started:
             if following is not None and (
                 not started or (following.virtual, following.order) <= started[0][:2]
             ):
-                job, picks, virtual = following, self._picks(following, limit), following.virtual
+                job, rids, virtual = following, self._of_job(following, limit), following.virtual
                 following = next(fresh, None)
             else:
-                virtual, _, job, picks = heapq.heappop(started)
-            pick = next(picks, None)
-            if pick is not None:
-                yield pick[0]
-                ahead = virtual + max(pick[1], 1.0) / job.weight
-                heapq.heappush(started, (ahead, job.order, job, picks))
+                virtual, _, job, rids = heapq.heappop(started)
+            rid = next(rids, None)
+            if rid is not None:
+                yield rid
+                ahead = virtual + max(self._waiting[rid].work, 1.0) / job.weight
+                heapq.heappush(started, (ahead, job.order, job, rids))
 
     def _turn_is_over(self) -> bool:
         """True once others must have their turn: it was long enough, or its group is used up."""
         job = self._turn
         if job is None or not job.queue or self._turn_tokens >= self._settings.turn_tokens:
             return True
-        return not any(True for _ in self._group_picks(job, 1))
+        return not any(True for _ in self._of_groups(job, 1))
 
-    def _picks(self, job: Job, limit: int) -> Iterator[Pick]:
-        """Requests of a job: warm, of the groups at work, then of those that follow."""
+    def _of_job(self, job: Job, limit: int) -> Iterator[str]:
+        """Requests of one job among several: warm, of the groups at work, then by arrival."""
         yield from self._warm_head(job)
-        yield from self._group_picks(job, limit)
-        if self.shares.num_waiting > 1:
-            for _, _, rid in islice(job.queue, limit):
-                yield rid, self._waiting[rid].work
-            return
-        best = self._best_group() or self.index.root
-        yield from self._within(best, limit, lambda _: True)
-        if best is not self.index.root:
-            yield from self._within(self.index.root, limit, lambda _: True)
+        yield from self._of_groups(job, limit)
+        yield from (rid for _, _, rid in islice(job.queue, limit))
 
-    def _group_picks(self, job: Job, limit: int) -> Iterator[Pick]:
+    def _of_only_job(self, job: Job, limit: int) -> Iterator[str]:
+        """The same while no other job waits; the group that saves most follows."""
+        yield from self._warm_head(job)
+        yield from self._of_groups(job, limit)
+        best = self._best_group()
+        if best is not None:
+            yield from self._within(best, limit)
+        yield from self._within(self.index.root, limit)
+
+    def _of_groups(self, job: Job, limit: int) -> Iterator[str]:
         """What waits in the groups a job is in the middle of, newest first.
 
         With it come requests of other jobs in them, unless those had a turn more already.
         """
+        wanted = None
+        if self.shares.num_waiting > 1:
 
-        def may_come(waiting: _Waiting) -> bool:
-            other = waiting.job
-            if other is job:
-                return True
-            return self.shares.lead_tokens(other) < self._settings.turn_tokens
+            def wanted(waiting: _Waiting) -> bool:
+                other = waiting.job
+                ahead = self.shares.lead_tokens(other)
+                return other is job or ahead < self._settings.turn_tokens
 
         for group in reversed(job.groups):
             if group.count and _shares(group):
-                yield from self._within(group, limit, may_come)
+                yield from self._within(group, limit, wanted)
 
     def _within(
-        self, group: Node[str], limit: int, wanted: Callable[[_Waiting], bool]
-    ) -> Iterator[Pick]:
-        """Wanted requests below a node. A bounded number is looked at."""
-        for rid, node in islice(self.index.walk(group), SCANNED_PER_CANDIDATE * limit):
-            waiting = self._waiting[rid]
-            if wanted(waiting):
-                own = waiting.entry.num_tokens - min(group.depth, node.depth)
-                yield rid, own + OUTPUT_COST * waiting.entry.max_new_tokens
+        self, group: Node[str], limit: int, wanted: Callable[[_Waiting], bool] | None = None
+    ) -> Iterator[str]:
+        """Requests below a node, those `wanted`. A bounded number is looked at."""
+        for rid, _ in islice(self.index.walk(group), SCANNED_PER_CANDIDATE * limit):
+            if wanted is None or wanted(self._waiting[rid]):
+                yield rid
 
-    def _warm_head(self, job: Job) -> Iterator[Pick]:
+    def _warm_head(self, job: Job) -> Iterator[str]:
         while job.warm:
             _, ticket, rid = job.warm[0]
             waiting = self._waiting.get(rid)
             if waiting is not None and waiting.place[1] == ticket:
-                yield rid, waiting.prompt_work
+                yield rid
                 return
             heapq.heappop(job.warm)
 
