@@ -252,7 +252,7 @@ def _unknown(found: DeadlineClass, left_s: float) -> Outlook:
 
 def _urgency(laxity_s: float, guard_s: float) -> float:
     """1 with twice the guard to spare, MAX_URGENCY with nothing."""
-    spare = min(max(laxity_s / (2.0 * guard_s), 0.0), 1.0)
+    spare = min(max(laxity_s / max(2.0 * guard_s, 1e-9), 0.0), 1.0)
     return MAX_URGENCY - (MAX_URGENCY - 1.0) * spare
 
 

@@ -314,7 +314,7 @@ class OfflinePool:
     def _turn_is_over(self) -> bool:
         """True once others must have their turn: it was long enough, or its group is used up."""
         job = self._turn
-        if job is None or not job.queue or self._turn_tokens >= self._settings.turn_tokens:
+        if job is None or self._turn_tokens >= self._settings.turn_tokens:
             return True
         return not any(True for _ in self._of_groups(job, 1))
 
