@@ -25,21 +25,18 @@ from echo_sglang.policy.explanation import (
 
 INTERVALS = 12
 
-TimeText = Annotated[
-    str | None,
-    typer.Option(
-        help="A time of day (12:30 or 12:30:15.5) or a date with one (2026-01-31T12:30), UTC; or "
-        "seconds since the log's first decision."
-    ),
-]
+TIMES = (
+    "a time of day (12:30 or 12:30:15.5) or a date with one (2026-01-31T12:30), UTC unless it says "
+    "otherwise; or seconds since the log's first decision"
+)
 
 
 @refuses_clearly
 def explain(
     log: Annotated[Path, typer.Argument(help="What the server wrote upon POST /echo/dump.")],
     rid: Annotated[str | None, typer.Option(help="The request whose story to tell.")] = None,
-    since: Annotated[TimeText, typer.Option("--from")] = None,
-    until: Annotated[TimeText, typer.Option("--to")] = None,
+    since: Annotated[str | None, typer.Option("--from", help=f"Begin then: {TIMES}.")] = None,
+    until: Annotated[str | None, typer.Option("--to", help="End then; as --from.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Tell what was decided and why: of one request (--rid), of a span of time, or of all.
