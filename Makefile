@@ -16,7 +16,7 @@ export SGLANG_PYSPY_DUMP_BEFORE_CRASH := 0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venvs patched model stock-python demo test check lint types layers \
-	patch-check test-quick format bench bench-kv bench-kv-hits bench-cpu-attention clean
+	patch-check test-quick format bench bench-kv bench-kv-hits bench-decide bench-cpu-attention clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ bench-kv: patched  ## the KV cache's own cost beside SGLang's Rust and Python co
 
 bench-kv-hits: patched  ## what each eviction keeps, on an emulated GPU (20 minutes)
 	$(VENV) eval/run.py kv-cache
+
+bench-decide: patched  ## what deciding costs an iteration by pool size, beside stock (8 minutes)
+	OMP_NUM_THREADS=1 $(VENV) eval/bench_decide.py
 
 bench-cpu-attention: setup  ## the CPU attention backend against SGLang's torch_native
 	$(VENV) eval/bench_cpu_attention.py
