@@ -175,12 +175,18 @@ class OfflinePool:
 
         Only the order is meant; the caller finds out what is really cached and fits.
         """
+        return list(self.named(limit, now_s))
+
+    def named(self, limit: int, now_s: float) -> Iterator[OfflineEntry]:
+        """The same one by one, found as they are asked for; valid until the pool changes."""
         self._now_s = max(self._now_s, now_s)
         if self._waiting:
             self.pace.tick(now_s)
-        chosen: dict[str, None] = {}
+        chosen: set[str] = set()
         for rid in self._order.in_order(limit, now_s, self._parked, self.pace):
-            chosen[rid] = None
+            if rid in chosen:
+                continue
+            chosen.add(rid)
+            yield self._waiting[rid].entry
             if len(chosen) >= limit:
-                break
-        return [self._waiting[rid].entry for rid in chosen]
+                return

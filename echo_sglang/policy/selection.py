@@ -37,7 +37,7 @@ def select_candidates(
     computing: set[int] = set()
     cached_of = _CachedTokens(probe)
     tokens = 0
-    for entry in pool.candidates(settings.limit, now_s):
+    for entry in pool.named(settings.limit, now_s):
         path = list(pool.index.path(entry.rid))
         cached = min(cached_of(entry, path[1:]), entry.num_tokens - 1)
         known = cached + settings.slack_tokens
