@@ -17,7 +17,7 @@ export SGLANG_PYSPY_DUMP_BEFORE_CRASH := 0
 .DEFAULT_GOAL := help
 .PHONY: help setup venvs patched model stock-python demo test check lint types layers \
 	patch-check test-quick format bench bench-emulated bench-kv bench-kv-hits bench-sim \
-	bench-cpu-attention clean
+	bench-decide bench-cpu-attention clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench-kv-hits: patched  ## what each eviction keeps, on an emulated GPU (20 minu
 
 bench-sim: patched  ## how fast the emulator runs, and what it spends its time on
 	$(VENV) eval/run.py bench-sim
+
+bench-decide: patched  ## what deciding costs an iteration by pool size, beside stock (8 minutes)
+	OMP_NUM_THREADS=1 $(VENV) eval/bench_decide.py
 
 bench-cpu-attention: setup  ## the CPU attention backend against SGLang's torch_native
 	$(VENV) eval/bench_cpu_attention.py

@@ -13,6 +13,9 @@ from typing import Any
 
 from echo_sglang.errors import ConfigError
 
+MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
+"""Of an offline job, whoever names it."""
+
 CONFIG_ENV = "ECHO_SGLANG_CONFIG"
 """Carries the launcher's configuration, as JSON, into SGLang's processes. Absent: Echo is off."""
 
@@ -107,6 +110,18 @@ class EchoConfig:
         600.0,
         "an offline request that waited longer goes before the group being worked on, seconds",
     )
+    turn_tokens: int = _option(
+        "--echo-turn-tokens",
+        65_536,
+        "tokens of service that one offline job gets before another's turn; more keeps shared "
+        "prefixes together, fewer shares evenly within a shorter time",
+    )
+    job_weights: str = _option(
+        "--echo-job-weights",
+        "",
+        "weights of offline jobs, NAME=WEIGHT,...; they count more than what requests say in "
+        "echo.weight, and * stands for all other jobs; empty leaves it to the requests",
+    )
     max_pooled: int = _option(
         "--echo-max-pooled",
         200_000,
@@ -160,6 +175,8 @@ class EchoConfig:
         self._require("min_chunk_tokens", self.min_chunk_tokens >= 1, "1 or more")
         self._require("min_parked_steps", self.min_parked_steps >= 2, "2 or more")
         self._require("max_offline_wait_s", self.max_offline_wait_s > 0, "above 0")
+        self._require("turn_tokens", self.turn_tokens >= 1, "1 or more")
+        self.weights_of_jobs()
         self._require("max_pooled", self.max_pooled >= 1, "1 or more")
         self._require("decision_log_size", self.decision_log_size >= 1, "1 or more")
         self._require("trace_mb", self.trace_mb >= 0.1, "0.1 or more")
@@ -170,6 +187,22 @@ class EchoConfig:
         finite = not isinstance(value, float) or math.isfinite(value)
         if not (holds and finite):
             raise ConfigError(f"{flag_of(name)} {value}: allowed is {allowed}")
+
+    def weights_of_jobs(self) -> dict[str, float]:
+        """--echo-job-weights by job. Raises ConfigError naming what is no weight of a job."""
+        weights: dict[str, float] = {}
+        for part in filter(None, map(str.strip, self.job_weights.split(","))):
+            name, _, weight = (text.strip() for text in part.rpartition("="))
+            try:
+                weights[name] = float(weight)
+            except ValueError:
+                weights[name] = math.nan
+            if not (name and MIN_WEIGHT <= weights[name] <= MAX_WEIGHT):
+                raise ConfigError(
+                    f"{flag_of('job_weights')} {part!r}: allowed is NAME=WEIGHT with a weight of "
+                    f"{MIN_WEIGHT} to {MAX_WEIGHT:g}"
+                )
+        return weights
 
     def reserve_limits(self, pool_tokens: int) -> tuple[int, int]:
         """Floor and ceiling of the burst reserve in a pool; equal if it is fixed.

@@ -7,6 +7,7 @@ line and cannot break serving (the idea of trio's `Instrument`).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.estimate.health import StepTimeStatus
 from echo_sglang.policy.attainment import OnlineProgress
+from echo_sglang.policy.offline_status import OfflineProspects
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,9 @@ class Instrument(Protocol):
 
     def step_times(self, status: StepTimeStatus) -> None:
         """How the step-time model fares; every some seconds."""
+
+    def offline(self, prospects: OfflineProspects) -> None:
+        """When offline work will be done; every some seconds."""
 
 
 class Instruments:
@@ -57,6 +62,10 @@ class Instruments:
         if self._instruments:
             found = status()
             self._call(lambda i: i.step_times(found))
+
+    def offline(self, prospects: OfflineProspects) -> None:
+        """See `Instrument.offline`."""
+        self._call(lambda i: i.offline(prospects))
 
     def _call(self, report: Callable[[Instrument], None]) -> None:
         for instrument in list(self._instruments):
@@ -90,7 +99,19 @@ class PrometheusInstrument:
         self._events = prometheus.Counter(
             "echo:events_total", "Releases, finished offline work and its tokens", ["event"]
         )
-        self._add_step_time_gauges(partial(prometheus.Gauge, multiprocess_mode="mostrecent"))
+        gauge = partial(prometheus.Gauge, multiprocess_mode="mostrecent")
+        self._add_step_time_gauges(gauge)
+        self._add_offline_gauges(gauge)
+
+    def _add_offline_gauges(self, gauge: Callable[..., Any]) -> None:
+        self._pace = gauge("echo:offline_work_per_second", "Tokens of offline work done per second")
+        self._jobs = gauge("echo:offline_jobs_waiting", "Jobs with offline requests not yet begun")
+        self._laxity = gauge(
+            "echo:offline_least_laxity_seconds", "Time to spare of the tightest offline deadline"
+        )
+        self._late = gauge(
+            "echo:offline_late_requests", "Waiting offline requests predicted to miss a deadline"
+        )
 
     def _add_step_time_gauges(self, gauge: Callable[..., Any]) -> None:
         self._error = gauge(
@@ -146,6 +167,14 @@ class PrometheusInstrument:
         if status.drift_ratio is not None:
             self._drift.set(status.drift_ratio)
         self._safe_mode.set(0 if status.safe_mode is None else 1)
+
+    def offline(self, prospects: OfflineProspects) -> None:
+        """See `Instrument.offline`."""
+        self._pace.set(prospects.work_per_s or 0.0)
+        self._jobs.set(prospects.jobs_waiting)
+        laxity_s = prospects.least_laxity_s
+        self._laxity.set(math.nan if laxity_s is None else laxity_s)
+        self._late.set(prospects.late_requests)
 
 
 def prometheus_instruments(*, enabled: bool) -> Instruments:

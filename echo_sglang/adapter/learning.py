@@ -9,6 +9,7 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
 
 from echo_sglang.adapter.clock import ClockedScheduler
 from echo_sglang.adapter.demand import note_length
+from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.profiles import ServerProfile
 from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.adapter.step_timer import LaunchedStep, StepTimer, batch_shape
@@ -19,6 +20,7 @@ from echo_sglang.estimate.output_length import OutputLengths
 from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments
 from echo_sglang.policy.attainment import AttainmentWindow
+from echo_sglang.policy.offline_status import OfflineProspects, prospects_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class StepLearning(ClockedScheduler):
     """The part of EchoScheduler that measures. EchoScheduler sets what is declared here."""
 
     fitter: StepTimeFitter
+    offline_queue: OfflineQueue
     output_lengths: OutputLengths
     server_profile: ServerProfile | None = None
     step_timer: StepTimer
@@ -45,6 +48,7 @@ class StepLearning(ClockedScheduler):
     _decided_s: float
     _device_end_s: float = 0.0
     _step_times_told_s: float = 0.0
+    _late_work: LateWork
 
     def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
         """Note what the device was given."""
@@ -76,8 +80,7 @@ class StepLearning(ClockedScheduler):
         now_s = self.echo_clock()
         if self.device_is_synchronous and not self.enable_overlap:
             self._learn(now_s, device_end_s=self._device_end_s)
-        for req in batch.reqs:
-            self._note_progress(req, now_s)
+        self._follow(batch.reqs, now_s)
 
     def on_idle(self) -> None:
         """Let the step trace be written up to here."""
@@ -98,6 +101,9 @@ class StepLearning(ClockedScheduler):
         if now_s - self._step_times_told_s >= STEP_TIMES_EVERY_S:
             self._step_times_told_s = now_s
             self.instruments.step_times(self.fitter.status)
+            prospects = prospects_of(self.offline_queue.pool, now_s)
+            self.instruments.offline(prospects)
+            self._late_work.warn(prospects)
 
     def _observe(self, shape: BatchShape, seconds: float) -> None:
         """Teach the model. One that fails is replaced by one that knows nothing: safe mode."""
@@ -114,6 +120,11 @@ class StepLearning(ClockedScheduler):
         """Offline rows and half-done prompts that gave way since the start."""
         return sum(self.echo_counters.get(name, 0) for name in RELEASE_COUNTERS)
 
+    def _follow(self, reqs: list[Req], now_s: float) -> None:
+        """Note how far every request of a batch has come."""
+        for req in reqs:
+            self._note_progress(req, now_s)
+
     def _note_progress(self, req: Req, now_s: float) -> None:
         if not isinstance(req, EchoReq):
             return
@@ -128,6 +139,7 @@ class StepLearning(ClockedScheduler):
             return
         note_length(self.output_lengths, req)
         if req.progress is None:
+            self.offline_queue.ended(req)
             self._count("offline_finished", 1)
             self._count("offline_prompt_tokens", len(req.origin_input_ids))
             self._count("offline_output_tokens", len(req.output_ids))
@@ -140,3 +152,30 @@ class StepLearning(ClockedScheduler):
     def _count(self, name: str, amount: int) -> None:
         self.echo_counters[name] = self.echo_counters.get(name, 0) + amount
         self.instruments.count(name, amount)
+
+
+class LateWork:
+    """Says once of a deadline that it will not be kept, and once that it will be after all."""
+
+    def __init__(self) -> None:
+        self._known: frozenset[float] = frozenset()
+
+    def warn(self, prospects: OfflineProspects) -> None:
+        """Log what changed since the last call."""
+        late = {outlook.due_s: outlook for outlook in prospects.outlook if outlook.late_requests}
+        for due_s, outlook in late.items():
+            if due_s not in self._known:
+                logger.warning(
+                    "offline work due in %.0f s will be late at the pace of %s: %d of %d requests; "
+                    "online requests go first all the same",
+                    due_s - prospects.now_s,
+                    "nothing"
+                    if prospects.work_per_s is None
+                    else f"{prospects.work_per_s:.0f} tokens/s",
+                    outlook.late_requests,
+                    outlook.requests,
+                )
+        still_waiting = {outlook.due_s for outlook in prospects.outlook}
+        for due_s in sorted((self._known - late.keys()) & still_waiting):
+            logger.info("offline work due in %.0f s will be in time", due_s - prospects.now_s)
+        self._known = frozenset(late)

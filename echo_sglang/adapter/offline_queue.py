@@ -13,6 +13,7 @@ from sglang.srt.managers.schedule_batch import Req
 from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.domain.tag import RequestTag
 from echo_sglang.kv.namespaces import Namespaces
+from echo_sglang.policy.jobs import NO_JOB
 from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool, PoolSettings
 
 Builder = Callable[[TokenizedGenerateReqInput], Req | None]
@@ -85,6 +86,8 @@ class OfflineQueue:
             arrival_s=now_s,
             max_new_tokens=max_new_tokens,
             deadline_s=deadline_s,
+            job=tag.job or NO_JOB,
+            weight=tag.weight,
         )
         # The scheduler reads no text, and the pool has the tokens.
         recv_req.input_ids, recv_req.input_text = NO_TOKENS, None
@@ -99,15 +102,20 @@ class OfflineQueue:
         parked_at_step: int | None = None,
     ) -> None:
         """Take in a built request: one that ran and gave way, or one that had to be built."""
-        waited_since_s = req.pooled_at_s if isinstance(req, EchoReq) else None
+        before = req.admitted_as if isinstance(req, EchoReq) else None
+        tag = req.tag if isinstance(req, EchoReq) else RequestTag()
+        if before is not None:
+            self._settle(req, before, ended=False)
         tokens = self._mark(req) + req.origin_input_ids + req.output_ids
         entry = OfflineEntry(
             rid=req.rid,
             num_tokens=len(tokens),
-            arrival_s=now_s if waited_since_s is None else waited_since_s,
-            max_new_tokens=req.sampling_params.max_new_tokens - len(req.output_ids),
+            arrival_s=now_s if before is None else before.arrival_s,
+            max_new_tokens=_may_still_produce(req),
             deadline_s=deadline_s,
             parked_at_step=parked_at_step,
+            job=tag.job or NO_JOB,
+            weight=tag.weight,
         )
         self._add(entry, tokens, _Waiting(None, req), 0)
 
@@ -132,10 +140,23 @@ class OfflineQueue:
     def admitted(self, rid: str) -> None:
         """`rid`, which was materialized, runs now; it leaves the queue."""
         tokens = self.pool.tokens(rid)
-        entry = self.pool.admit(rid)
+        waiting = self._waiting[rid]
+        cached = 0 if waiting.req is None else len(self._mark(waiting.req)) + waiting.req.prefix_len
+        entry = self.pool.admit(rid, computed_tokens=max(len(tokens) - cached, 1))
         req = self._forget(rid, tokens).req
         if isinstance(req, EchoReq):
-            req.pooled_at_s = entry.arrival_s
+            req.admitted_as = entry
+
+    def ended(self, req: EchoReq) -> None:
+        """A request that was admitted is done or aborted."""
+        if req.admitted_as is not None:
+            self._settle(req, req.admitted_as, ended=True)
+
+    def _settle(self, req: EchoReq, entry: OfflineEntry, *, ended: bool) -> None:
+        """Charge its job for what it produced since it was admitted as `entry`."""
+        req.admitted_as = None
+        produced = entry.max_new_tokens - _may_still_produce(req)
+        self.pool.produced(entry, max(produced, 0), ended=ended)
 
     def discard(self, rid: str) -> None:
         """Forget `rid`."""
@@ -196,3 +217,7 @@ class OfflineQueue:
         if self.listener is not None:
             unmarked = tokens[len(self._mark(source)) :]
             self.listener(unmarked, source.extra_key, source.cache_salt)
+
+
+def _may_still_produce(req: Req) -> int:
+    return max(req.sampling_params.max_new_tokens - len(req.output_ids), 0)

@@ -10,13 +10,14 @@ from sglang.srt.managers.schedule_batch import Req
 
 from echo_sglang.domain.tag import RequestTag, ServiceClass
 from echo_sglang.policy.attainment import OnlineProgress
+from echo_sglang.policy.offline_pool import OfflineEntry
 
 
 class EchoReq(Req):
     """A request that knows its class: `is_offline` for service tier "flex".
 
-    `progress` is set for online ones only, `pooled_at_s` once an offline one was admitted:
-    when it came, should it have to wait again. `end_noted`: its end was counted.
+    `progress` is set for online ones only. `admitted_as` is how an offline one waited before it
+    was admitted last, None before. `end_noted`: its end was counted.
 
     Source of the base: sglang/srt/managers/schedule_batch.py::Req, built through the
     extension point `Scheduler._create_generation_req`.
@@ -29,7 +30,7 @@ class EchoReq(Req):
         self.is_offline = tag.service_class is ServiceClass.OFFLINE
         self.progress: OnlineProgress | None = None
         self.cached_tokens_at_arrival = 0
-        self.pooled_at_s: float | None = None
+        self.admitted_as: OfflineEntry | None = None
         self.end_noted = False
 
 

@@ -20,7 +20,7 @@ from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from echo_sglang.adapter.compat import check_scheduler
 from echo_sglang.adapter.demand import reserve_of
 from echo_sglang.adapter.intake import RequestIntake
-from echo_sglang.adapter.learning import StepLearning
+from echo_sglang.adapter.learning import LateWork, StepLearning
 from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
 from echo_sglang.adapter.profiles import profile_for
@@ -72,7 +72,12 @@ class EchoScheduler(RequestIntake, StepLearning):
         self.reserve = reserve_of(config, self.max_total_num_tokens, self.output_lengths)
         self.max_pooled = config.max_pooled
         self.offline_queue = OfflineQueue(
-            PoolSettings(max_wait_s=config.max_offline_wait_s), self._build_req
+            PoolSettings(
+                max_wait_s=config.max_offline_wait_s,
+                turn_tokens=config.turn_tokens,
+                weights=config.weights_of_jobs(),
+            ),
+            self._build_req,
         )
         self.echo_core = self._attach_core()
         self.echo_coverage = config.coverage
@@ -82,6 +87,7 @@ class EchoScheduler(RequestIntake, StepLearning):
             coverage=config.coverage,
         )
         self.step_timer = StepTimer()
+        self._late_work = LateWork()
         self.step_tracer = make_step_tracer(self, config)
         self.bursts = BurstEstimate()
         self.attainment = AttainmentWindow()
@@ -227,7 +233,8 @@ class EchoScheduler(RequestIntake, StepLearning):
         if not self.decision_log_path:
             return 0
         with open(self.decision_log_path, "w", encoding="utf-8") as file:
-            for line in self.decision_log.lines(self.echo_settings):
+            unix_offset_s = self.echo_wall_clock() - self.echo_clock()
+            for line in self.decision_log.lines(self.echo_settings, unix_offset_s=unix_offset_s):
                 file.write(line + "\n")
         return len(self.decision_log)
 

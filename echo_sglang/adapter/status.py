@@ -9,6 +9,7 @@ from sglang.srt.managers.schedule_batch import Req
 
 from echo_sglang.adapter.identity import server_limits
 from echo_sglang.adapter.requests import is_offline
+from echo_sglang.policy.offline_status import offline_status
 
 if TYPE_CHECKING:
     from echo_sglang.adapter.scheduler import EchoScheduler
@@ -29,6 +30,7 @@ def build_status(scheduler: EchoScheduler) -> dict[str, Any]:
             "share": None if finished == 0 else attained / finished,
         },
         "requests": _requests(scheduler),
+        "offline": offline_status(scheduler.offline_queue.pool, scheduler.echo_clock()),
         "memory_tokens": _memory(scheduler),
         "step_time_model": _model(scheduler),
         "step_trace": None if scheduler.step_tracer is None else scheduler.step_tracer.status(),

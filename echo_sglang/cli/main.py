@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from echo_sglang.cli.check import check
+from echo_sglang.cli.explain import explain
 from echo_sglang.cli.inspection import inspect
 from echo_sglang.cli.plan import plan
 from echo_sglang.cli.profile import profile
@@ -18,10 +19,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Profile a server, train a model of its iteration times, plan what a fleet can do.",
+    help="Profile a server, train a model of its iteration times, plan what a fleet can do, "
+    "explain decisions.",
 )
 app.command()(profile)
 app.command()(train)
 app.command()(inspect)
 app.command()(check)
 app.command()(plan)
+app.command()(explain)

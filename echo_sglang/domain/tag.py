@@ -1,4 +1,4 @@
-"""The tag of a request: its service class, its SLOs and its deadline.
+"""The tag of a request: its service class, its SLOs, its deadline and the job it belongs to.
 
 Clients say `service_tier` and optional extras in `echo`; both travel to the scheduler
 inside SGLang's `custom_params` under the key "echo" (one level of nesting: SGLang's
@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from echo_sglang.config import MAX_WEIGHT, MIN_WEIGHT
 from echo_sglang.errors import RequestError
 
 OFFLINE_TIERS = frozenset({"flex"})
 ONLINE_TIERS = frozenset({"auto", "default", "priority", "scale", "fast"})
-EXTRA_FIELDS = ("ttft_ms", "tpot_ms", "deadline")
+EXTRA_FIELDS = ("ttft_ms", "tpot_ms", "deadline", "job", "weight")
 CUSTOM_PARAMS_KEY = "echo"
+MAX_JOB_CHARACTERS = 128
 
 
 class ServiceClass(StrEnum):
@@ -35,12 +37,16 @@ class RequestTag:
 
     ttft_ms, tpot_ms: per-request SLO in milliseconds, None for the server's default.
     deadline_unix_s: wall-clock second by which an offline answer is wanted, or None.
+    job: who an offline request belongs to (a tenant, a batch); jobs share the server fairly.
+    weight: its job's share against others', None for 1. Both mean nothing for online requests.
     """
 
     service_class: ServiceClass = ServiceClass.ONLINE
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     deadline_unix_s: float | None = None
+    job: str | None = None
+    weight: float | None = None
 
     @property
     def service_tier(self) -> str:
@@ -56,6 +62,10 @@ class RequestTag:
             params["tpot_ms"] = self.tpot_ms
         if self.deadline_unix_s is not None:
             params["deadline"] = self.deadline_unix_s
+        if self.job is not None:
+            params["job"] = self.job
+        if self.weight is not None:
+            params["weight"] = self.weight
         return params
 
     @classmethod
@@ -77,12 +87,7 @@ class RequestTag:
                 "custom_params.echo.class",
                 f"expected 'online' or 'offline', got {reprlib.repr(name)}",
             )
-        return cls(
-            service_class=ServiceClass(name),
-            ttft_ms=_positive_ms("custom_params.echo.ttft_ms", params.get("ttft_ms")),
-            tpot_ms=_positive_ms("custom_params.echo.tpot_ms", params.get("tpot_ms")),
-            deadline_unix_s=_number("custom_params.echo.deadline", params.get("deadline")),
-        )
+        return _with_extras(ServiceClass(name), "custom_params.echo", params)
 
 
 def resolve_tag(
@@ -118,7 +123,8 @@ def parse_tag(service_tier: object, extras: object, *, now_unix_s: float) -> Req
     service_tier: "flex" is offline; None, "auto", "default", "priority", "scale" and
     "fast" are online. extras: the request's `echo` object, or None.
     Raises RequestError naming the field: unknown tier, unknown or non-numeric extra,
-    SLO not above zero, deadline not after `now_unix_s`.
+    SLO not above zero, deadline not after `now_unix_s`, a job that is no short printable
+    name, a weight out of range or without a job.
     """
     service_class = _service_class(service_tier)
     if extras is None:
@@ -126,14 +132,23 @@ def parse_tag(service_tier: object, extras: object, *, now_unix_s: float) -> Req
     if not isinstance(extras, Mapping):
         raise RequestError("echo", f"expected an object, got {type(extras).__name__}")
     _refuse_unknown_fields("echo", extras, EXTRA_FIELDS)
-    deadline_unix_s = _number("echo.deadline", extras.get("deadline"))
-    _refuse_past_deadline("echo.deadline", deadline_unix_s, now_unix_s)
-    return RequestTag(
+    tag = _with_extras(service_class, "echo", extras)
+    _refuse_past_deadline("echo.deadline", tag.deadline_unix_s, now_unix_s)
+    return tag
+
+
+def _with_extras(service_class: ServiceClass, field: str, extras: Mapping[str, Any]) -> RequestTag:
+    tag = RequestTag(
         service_class=service_class,
-        ttft_ms=_positive_ms("echo.ttft_ms", extras.get("ttft_ms")),
-        tpot_ms=_positive_ms("echo.tpot_ms", extras.get("tpot_ms")),
-        deadline_unix_s=deadline_unix_s,
+        ttft_ms=_positive_ms(f"{field}.ttft_ms", extras.get("ttft_ms")),
+        tpot_ms=_positive_ms(f"{field}.tpot_ms", extras.get("tpot_ms")),
+        deadline_unix_s=_number(f"{field}.deadline", extras.get("deadline")),
+        job=_job(f"{field}.job", extras.get("job")),
+        weight=_weight(f"{field}.weight", extras.get("weight")),
     )
+    if tag.weight is not None and tag.job is None:
+        raise RequestError(f"{field}.weight", f"a weight is that of a job; name it in {field}.job")
+    return tag
 
 
 def _service_class(service_tier: object) -> ServiceClass:
@@ -181,4 +196,24 @@ def _positive_ms(field: str, value: object) -> float | None:
     number = _number(field, value)
     if number is not None and number <= 0:
         raise RequestError(field, f"expected milliseconds above 0, got {number:g}")
+    return number
+
+
+def _job(field: str, value: object) -> str | None:
+    if value is None:
+        return None
+    named = isinstance(value, str) and value.strip() == value and value.isprintable()
+    if not named or not 1 <= len(str(value)) <= MAX_JOB_CHARACTERS:
+        raise RequestError(
+            field,
+            f"expected a printable name of 1 to {MAX_JOB_CHARACTERS} characters without spaces "
+            f"around it, got {reprlib.repr(value)}",
+        )
+    return str(value)
+
+
+def _weight(field: str, value: object) -> float | None:
+    number = _number(field, value)
+    if number is not None and not MIN_WEIGHT <= number <= MAX_WEIGHT:
+        raise RequestError(field, f"expected {MIN_WEIGHT} to {MAX_WEIGHT:g}, got {number:g}")
     return number

@@ -33,13 +33,14 @@ class Node(Generic[Key]):
     """A point in the trie. `depth` tokens lead to it, the last of them are its edge `tokens`;
     `count` requests pass through it."""
 
-    __slots__ = ("children", "count", "depth", "heap", "keys", "parent", "tokens")
+    __slots__ = ("children", "count", "depth", "gone", "heap", "keys", "parent", "tokens")
 
     def __init__(self, parent: Node[Key] | None, tokens: array[int], depth: int):
         self.parent = parent
         self.tokens = tokens
         self.depth = depth
         self.count = 0
+        self.gone = 0
         self.keys: dict[Key, None] = {}
         self.children: dict[int, Node[Key]] = {}
         self.heap: list[tuple[int, int, int]] = []
@@ -53,6 +54,20 @@ class Node(Generic[Key]):
     def saving_tokens(self) -> int:
         """Prefill saved if all requests below share this edge's KV."""
         return (self.count - 1) * len(self.tokens)
+
+    def drop(self, *, key: Key | None = None, first_token: int | None = None) -> None:
+        """Take a key or a child out.
+
+        A dict keeps the places of what was deleted, and walking it from the front passes them
+        all: it is rebuilt once they are the larger part.
+        """
+        if first_token is None:
+            del self.keys[key]  # type: ignore[arg-type]
+        else:
+            del self.children[first_token]
+        self.gone += 1
+        if self.gone > len(self.keys) + len(self.children) + 16:
+            self.keys, self.children, self.gone = dict(self.keys), dict(self.children), 0
 
 
 class PrefixIndex(Generic[Key]):
@@ -95,12 +110,12 @@ class PrefixIndex(Generic[Key]):
         Raises KeyError on an unknown key.
         """
         leaf = self._leaf_of.pop(key)
-        del leaf.keys[key]
+        leaf.drop(key=key)
         self._count(leaf, -1)
         node = leaf
         while node.count == 0 and node.parent is not None:
             parent = node.parent
-            del parent.children[node.tokens[0]]
+            parent.drop(first_token=node.tokens[0])
             node = parent
         return node
 
@@ -170,12 +185,15 @@ class PrefixIndex(Generic[Key]):
 
     def walk_plain(self, node: Node[Key]) -> Iterator[tuple[Key, Node[Key]]]:
         """Every request below `node`, depth first, children in order of arrival."""
-        stack = [node]
-        while stack:
-            top = stack.pop()
+        walked: list[Iterator[Node[Key]]] = [iter((node,))]
+        while walked:
+            top = next(walked[-1], None)
+            if top is None:
+                walked.pop()
+                continue
             for key in top.keys:
                 yield key, top
-            stack.extend(reversed(top.children.values()))
+            walked.append(iter(top.children.values()))
 
     def _grow(self, parent: Node[Key], tokens: array[int]) -> Node[Key]:
         child: Node[Key] = Node(parent, tokens[parent.depth :], len(tokens))

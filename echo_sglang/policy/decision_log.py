@@ -73,9 +73,17 @@ class DecisionLog:
         """The newest `count` decisions, oldest first, as short rows for people."""
         return [_summary(decision) for decision in list(self._decisions)[-count:]]
 
-    def lines(self, settings: CoschedulerSettings) -> Iterator[str]:
-        """JSON lines: a header with the settings, then decisions and the fits they refer to."""
-        yield json.dumps({"schema": SCHEMA_VERSION, "settings": asdict(settings)})
+    def lines(
+        self, settings: CoschedulerSettings, *, unix_offset_s: float | None = None
+    ) -> Iterator[str]:
+        """JSON lines: a header with the settings, then decisions and the fits they refer to.
+
+        unix_offset_s: what makes Unix seconds of the decisions' clock, if it is known.
+        """
+        header = {"schema": SCHEMA_VERSION, "settings": asdict(settings)}
+        if unix_offset_s is not None:
+            header["unix_offset_s"] = unix_offset_s
+        yield json.dumps(header)
         # By identity: equal fits of two profiles may be written twice, never confused.
         numbers: dict[int, int] = {}
         for decision in self._decisions:
@@ -87,31 +95,52 @@ class DecisionLog:
             yield json.dumps(_record(decision, number), default=str)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRecord:
+    """A decision log that was read. unix_offset_s: see `DecisionLog.lines`."""
+
+    settings: CoschedulerSettings
+    decisions: list[Decision]
+    unix_offset_s: float | None
+
+
 def read_decisions(lines: Iterable[str]) -> tuple[CoschedulerSettings, list[Decision]]:
+    """Settings and decisions of what `read_log` reads."""
+    found = read_log(lines)
+    return found.settings, found.decisions
+
+
+def read_log(lines: Iterable[str]) -> DecisionRecord:
     """Read what `DecisionLog.lines` wrote.
 
-    Raises TraceError naming the line that is not one of them.
+    Raises TraceError naming the line that is not one of them, or that was cut off.
     """
     settings: CoschedulerSettings | None = None
+    unix_offset_s: float | None = None
     decisions: list[Decision] = []
     fits: dict[int, FittedTimes] = {}
     for number, line in enumerate(lines, start=1):
+        where = f"decision log line {number}"
         try:
             values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            cut = settings is not None and not line.endswith("\n")
+            what = "is cut off; dump the log again" if cut else "is no JSON"
+            raise TraceError(f"{where} {what} ({error})") from error
+        try:
             if settings is None:
-                settings = _settings(values)
+                settings, unix_offset_s = _header(values)
             elif "fitted" in values:
                 fits[values["fit"]] = fitted_from_plain(values["fitted"])
             else:
                 decisions.append(_decision(values, fits))
         except (KeyError, TypeError, ValueError) as error:
             raise TraceError(
-                f"decision log line {number}: {error!r}; expected what schema "
-                f"{SCHEMA_VERSION} of this release writes"
+                f"{where}: {error!r}; expected what schema {SCHEMA_VERSION} of this release writes"
             ) from error
     if settings is None:
         raise TraceError("decision log is empty; expected a header line with the settings")
-    return settings, decisions
+    return DecisionRecord(settings=settings, decisions=decisions, unix_offset_s=unix_offset_s)
 
 
 def _summary(decision: Decision) -> dict[str, Any]:
@@ -132,11 +161,13 @@ def _summary(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _settings(values: dict[str, Any]) -> CoschedulerSettings:
+def _header(values: dict[str, Any]) -> tuple[CoschedulerSettings, float | None]:
     if values["schema"] != SCHEMA_VERSION:
-        raise ValueError(f"schema {values['schema']}")
+        raise ValueError(f"schema {values['schema']!r}, written by another release")
     fields = dict(values["settings"])
-    return CoschedulerSettings(**fields | {"slo": SloSettings(**fields["slo"])})
+    offset_s = values.get("unix_offset_s")
+    settings = CoschedulerSettings(**fields | {"slo": SloSettings(**fields["slo"])})
+    return settings, None if offset_s is None else float(offset_s)
 
 
 def _record(decision: Decision, fit: int | None) -> dict[str, Any]:

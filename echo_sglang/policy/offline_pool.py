@@ -1,46 +1,22 @@
-"""The offline requests that wait outside SGLang's queue, and whose turn it is.
+"""The offline requests that wait outside SGLang's queue: who comes, who goes, who pays.
 
-Nothing here grows with the pool: adding and taking a request cost a walk along its
-prompt, naming the next candidates costs a walk along the group at work.
+Nothing here grows with the pool: adding and taking a request cost a walk along its prompt and
+O(log requests), naming the next candidates costs a walk along the groups at work.
 """
 
 from __future__ import annotations
 
 import heapq
 from array import array
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from echo_sglang.kv.prefix_index import Node, PrefixIndex
+from echo_sglang.policy.deadlines import Deadlines, OfflinePace, Outlook
+from echo_sglang.policy.jobs import OUTPUT_COST, FairShares
+from echo_sglang.policy.offline_entry import OfflineEntry, PoolSettings, WaitingRequest
+from echo_sglang.policy.offline_order import WARM_TOKENS, OfflineOrder
 
-WARM_TOKENS = 64
-"""A prompt with fewer cached tokens than this is not worth a turn out of order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OfflineEntry:
-    """One waiting offline request; its tokens are in the pool's prefix index.
-
-    num_tokens: of its prompt, or of prompt and output so far if it ran before.
-    deadline_s: on the scheduler's clock, or None. parked_at_step: iteration in which it
-    was released, None if it never ran.
-    """
-
-    rid: str
-    num_tokens: int
-    arrival_s: float
-    max_new_tokens: int
-    deadline_s: float | None = None
-    parked_at_step: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSettings:
-    """max_wait_s: older requests go first. urgent_before_s: time to a deadline that does."""
-
-    max_wait_s: float = 600.0
-    urgent_before_s: float = 60.0
+__all__ = ["OfflineEntry", "OfflinePool", "PoolSettings"]
 
 
 class OfflinePool:
@@ -48,27 +24,32 @@ class OfflinePool:
 
     def __init__(self, settings: PoolSettings | None = None) -> None:
         self._settings = settings or PoolSettings()
-        self._entries: dict[str, OfflineEntry] = {}
         self.index: PrefixIndex[str] = PrefixIndex()
+        self.shares = FairShares(self._settings.weights)
+        self.pace = OfflinePace()
+        self.deadlines = Deadlines(self._settings.urgency)
+        self._waiting: dict[str, WaitingRequest] = {}
+        self._order = OfflineOrder(
+            self._settings, self.index, self._waiting, self.shares, self.deadlines
+        )
         self._parked: dict[str, None] = {}
-        self._arrivals: list[tuple[float, str]] = []
-        self._deadlines: list[tuple[float, str]] = []
-        self._warm: deque[str] = deque()
-        self._cursor: Node[str] = self.index.root
+        self._tickets = 0
+        self._now_s = 0.0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._waiting)
 
     def __contains__(self, rid: str) -> bool:
-        return rid in self._entries
+        return rid in self._waiting
 
     def get(self, rid: str) -> OfflineEntry | None:
         """The entry of `rid`, or None."""
-        return self._entries.get(rid)
+        waiting = self._waiting.get(rid)
+        return None if waiting is None else waiting.entry
 
     def rids(self) -> Iterator[str]:
         """All request ids, in no order that means anything."""
-        return iter(self._entries)
+        return iter(self._waiting)
 
     @property
     def num_parked(self) -> int:
@@ -79,6 +60,17 @@ class OfflinePool:
         """The tokens of a waiting request, int64 ids. Raises KeyError if it does not wait."""
         return self.index.tokens(rid)
 
+    def urgency(self, rid: str) -> float:
+        """What a token of a waiting request is worth beside one without a deadline, 1 or more."""
+        due = self._waiting[rid].due
+        return 1.0 if due is None else due.urgency
+
+    def outlook(self, now_s: float) -> tuple[Outlook, ...]:
+        """What is predicted of the work with deadlines, earliest first."""
+        return self.deadlines.outlook(now_s, self.pace)
+
+    # ------------------------------------------------------------ in and out
+
     def add(self, entry: OfflineEntry, tokens: array[int], *, cached_tokens: int = 0) -> None:
         """Take a request in. `cached_tokens` of its tokens are in the KV cache right now.
 
@@ -86,104 +78,115 @@ class OfflinePool:
         id is in the pool already.
         """
         assert entry.num_tokens == len(tokens)
-        self.index.insert(entry.rid, tokens)
-        self._entries[entry.rid] = entry
-        heapq.heappush(self._arrivals, (entry.arrival_s, entry.rid))
+        leaf = self.index.insert(entry.rid, tokens)
+        self._now_s = max(self._now_s, entry.arrival_s)
+        self._tickets += 1
+        job = self.shares.job(entry.job, entry.weight)
+        waiting = WaitingRequest(
+            entry,
+            place=(entry.arrival_s, self._tickets, entry.rid),
+            job=job,
+            prompt_work=float(leaf.edge_tokens if leaf.count == 1 else 0),
+        )
+        self._waiting[entry.rid] = waiting
+        self._order.add(waiting.place)
+        job.waiting += 1
         if entry.deadline_s is not None:
-            heapq.heappush(self._deadlines, (entry.deadline_s, entry.rid))
+            waiting.due = self.deadlines.add(
+                waiting.place, entry.deadline_s, self._now_s, waiting.work, entry.max_new_tokens
+            )
+            job.due_s = max(job.due_s or waiting.due.due_s, waiting.due.due_s)
         if entry.parked_at_step is not None:
             self._parked[entry.rid] = None
-        elif cached_tokens >= WARM_TOKENS:
-            self._warm.append(entry.rid)
+            return
+        self.shares.enqueue(job, waiting.place)
+        if cached_tokens >= max(WARM_TOKENS, entry.num_tokens // 2):
+            cost = (entry.num_tokens - cached_tokens) / cached_tokens
+            heapq.heappush(job.warm, (cost, self._tickets, entry.rid))
 
     def remove(self, rid: str) -> OfflineEntry:
         """Take a request out, finished elsewhere or aborted. Raises KeyError if absent."""
-        entry = self._entries.pop(rid)
-        self.index.remove(rid)
-        self._parked.pop(rid, None)
-        return entry
+        waiting, _ = self._take(rid)
+        self.shares.left(waiting.job)
+        return waiting.entry
 
-    def admit(self, rid: str) -> OfflineEntry:
-        """Take a request out because it runs now; its siblings become the group at work."""
-        entry = self._entries.pop(rid)
+    def admit(self, rid: str, *, computed_tokens: int | None = None) -> OfflineEntry:
+        """Take a request out because it runs now; its siblings become the group at work.
+
+        computed_tokens: of its prompt, the rest came from the cache; None: only what no other
+        waiting prompt had. Its job is charged for them, but not for what is computed again
+        because it had given way. `produced` has to follow.
+        """
+        newest = self._waiting[rid].job.groups[-1:]
+        inside = bool(newest) and any(node is newest[0] for node in self.index.path(rid))
+        was_parked = rid in self._parked
+        waiting, nearest = self._take(rid)
+        job = waiting.job
+        job.running += 1
+        self.pace.done(waiting.prompt_work)
+        if was_parked:
+            self._order.served(waiting, 0.0, self._now_s)
+            return waiting.entry
+        if computed_tokens is None:
+            computed_tokens = int(waiting.prompt_work)
+        job.computed_tokens += computed_tokens
+        job.cached_tokens += waiting.entry.num_tokens - computed_tokens
+        job.enter_group(nearest, inside=inside)
+        if waiting.due is not None:
+            waiting.due.group = nearest
+        self._order.served(waiting, float(computed_tokens), self._now_s)
+        return waiting.entry
+
+    def produced(self, entry: OfflineEntry, output_tokens: int, *, ended: bool) -> None:
+        """A request that was admitted as `entry` produced `output_tokens` since.
+
+        ended: it is done or aborted; otherwise it gave way and is about to be added again.
+        """
+        job = self.shares.job(entry.job)
+        job.running -= 1
+        job.output_tokens += output_tokens
+        self.shares.charge(job, OUTPUT_COST * output_tokens, self._now_s)
+        self.pace.done(OUTPUT_COST * (entry.max_new_tokens if ended else output_tokens))
+        if ended:
+            self.pace.ended(output_tokens, entry.max_new_tokens)
+            self.shares.left(job)
+
+    def _take(self, rid: str) -> tuple[WaitingRequest, Node[str]]:
+        waiting = self._waiting.pop(rid)
         nearest = self.index.remove(rid)
+        self._order.remove(waiting.place)
         if rid in self._parked:
             del self._parked[rid]
         else:
-            self._cursor = nearest
-        return entry
+            self.shares.dequeue(waiting.job, waiting.place)
+        waiting.job.waiting -= 1
+        if not waiting.job.waiting:
+            waiting.job.due_s = None
+        if waiting.due is not None:
+            self.deadlines.remove(waiting.due, waiting.place, waiting.work)
+        if not self._waiting:
+            self.pace.pause()
+        return waiting, nearest
+
+    # ----------------------------------------------------------------- order
 
     def candidates(self, limit: int, now_s: float) -> list[OfflineEntry]:
-        """At most `limit` entries: urgent, overdue, parked, warm, the group at work, the next.
+        """At most `limit` entries in the order worth trying, see `OfflineOrder`.
 
         Only the order is meant; the caller finds out what is really cached and fits.
         """
-        chosen: dict[str, None] = {}
-        for rid in self._in_order(now_s):
-            chosen[rid] = None
+        return list(self.named(limit, now_s))
+
+    def named(self, limit: int, now_s: float) -> Iterator[OfflineEntry]:
+        """The same one by one, found as they are asked for; valid until the pool changes."""
+        self._now_s = max(self._now_s, now_s)
+        if self._waiting:
+            self.pace.tick(now_s)
+        chosen: set[str] = set()
+        for rid in self._order.in_order(limit, now_s, self._parked, self.pace):
+            if rid in chosen:
+                continue
+            chosen.add(rid)
+            yield self._waiting[rid].entry
             if len(chosen) >= limit:
-                break
-        return [self._entries[rid] for rid in chosen]
-
-    def path(self, rid: str, *, deeper_than: int) -> list[int]:
-        """Identities of the prefixes of a request that end beyond `deeper_than` tokens.
-
-        Two requests of the pool share a prefix that long exactly if the lists intersect.
-        """
-        return [id(node) for node in self.index.path(rid) if node.depth > deeper_than]
-
-    def _in_order(self, now_s: float) -> Iterator[str]:
-        yield from self._urgent(now_s)
-        yield from self._overdue(now_s)
-        yield from self._parked
-        yield from self._warm_heads()
-        group = self._group_at_work()
-        yield from (rid for rid, _ in self.index.walk(group))
-        if group is not self.index.root:
-            following = self._best_group(exclude=group)
-            if following is not None:
-                yield from (rid for rid, _ in self.index.walk(following))
-
-    def _urgent(self, now_s: float) -> Iterator[str]:
-        horizon = now_s + self._settings.urgent_before_s
-        yield from self._due(self._deadlines, horizon)
-
-    def _overdue(self, now_s: float) -> Iterator[str]:
-        yield from self._due(self._arrivals, now_s - self._settings.max_wait_s)
-
-    def _due(self, heap: list[tuple[float, str]], horizon: float) -> Iterator[str]:
-        while heap and heap[0][1] not in self._entries:
-            heapq.heappop(heap)
-        if heap and heap[0][0] <= horizon:
-            yield heap[0][1]
-
-    def _warm_heads(self) -> Iterator[str]:
-        while self._warm and self._warm[0] not in self._entries:
-            self._warm.popleft()
-        if self._warm:
-            yield self._warm[0]
-
-    def _group_at_work(self) -> Node[str]:
-        node = self._cursor
-        while node.count == 0 and node.parent is not None:
-            node = node.parent
-        if node.depth == 0 or not self._shares(node):
-            best = self._best_group(exclude=None)
-            node = best if best is not None else self.index.root
-        self._cursor = node
-        return node
-
-    def _shares(self, node: Node[str]) -> bool:
-        """False for a node so near the root that going on below it saves nothing."""
-        return node.depth >= WARM_TOKENS
-
-    def _best_group(self, exclude: Node[str] | None) -> Node[str] | None:
-        node: Node[str] = self.index.root
-        while True:
-            child = self.index.best_child(node)
-            if child is None or child is exclude or child.saving_tokens == 0:
-                break
-            node = child
-            if node.depth >= WARM_TOKENS:
-                break
-        return None if node is self.index.root else node
+                return

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from echo_sglang.domain.snapshot import OfflineCandidate
+from echo_sglang.kv.prefix_index import Node
 from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool
 
 
@@ -34,11 +35,13 @@ def select_candidates(
     """
     chosen: list[OfflineCandidate] = []
     computing: set[int] = set()
-    cached_of = _CachedTokens(pool, probe)
+    cached_of = _CachedTokens(probe)
     tokens = 0
-    for entry in pool.candidates(settings.limit, now_s):
-        cached = min(cached_of(entry), entry.num_tokens - 1)
-        uncached_path = pool.path(entry.rid, deeper_than=cached + settings.slack_tokens)
+    for entry in pool.named(settings.limit, now_s):
+        path = list(pool.index.path(entry.rid))
+        cached = min(cached_of(entry, path[1:]), entry.num_tokens - 1)
+        known = cached + settings.slack_tokens
+        uncached_path = [id(node) for node in path if node.depth > known]
         if not computing.isdisjoint(uncached_path):
             continue
         computing.update(uncached_path)
@@ -51,6 +54,7 @@ def select_candidates(
                 prefix_tokens=cached,
                 max_new_tokens=entry.max_new_tokens,
                 steps_parked=None if parked_at is None else step - parked_at,
+                urgency=pool.urgency(entry.rid),
             )
         )
         tokens += extend
@@ -66,13 +70,12 @@ class _CachedTokens:
     never ran is taken to have nothing in the cache; one that did is probed itself.
     """
 
-    def __init__(self, pool: OfflinePool, probe: Callable[[OfflineEntry], int]) -> None:
-        self._pool = pool
+    def __init__(self, probe: Callable[[OfflineEntry], int]) -> None:
         self._probe = probe
         self._known: dict[int, int] = {}
 
-    def __call__(self, entry: OfflineEntry) -> int:
-        shared = list(self._pool.index.ancestors(entry.rid))
+    def __call__(self, entry: OfflineEntry, shared: list[Node[str]]) -> int:
+        """shared: the prefixes of its prompt, deepest first."""
         if entry.parked_at_step is None:
             for node in shared:
                 known = self._known.get(id(node))

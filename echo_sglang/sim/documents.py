@@ -24,7 +24,7 @@ class DocumentQuestions:
     """`questions` about each of `documents`, all handed in at `arrival_s`.
 
     Lengths in tokens. The defaults have the shape of LooGLE's short-dependency questions
-    (arXiv 2311.04939) cut to 4,000 tokens of document.
+    (arXiv 2311.04939) cut to 4,000 tokens of document. Another job asks about other documents.
     """
 
     documents: int = 900
@@ -36,6 +36,8 @@ class DocumentQuestions:
     arrival_s: float = 0.0
     deadline_s: float | None = None
     max_new_tokens: int | None = None
+    job: str | None = None
+    weight: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.documents, self.questions, self.document_tokens, self.question_tokens) < 1:
@@ -46,7 +48,8 @@ class DocumentQuestions:
 
     def requests(self, seed: int) -> list[Request]:
         """The questions of one seed, in the order handed in."""
-        text_seed, order_seed = np.random.SeedSequence([seed, 2]).spawn(2)
+        of_job = b"" if self.job is None else self.job.encode()
+        text_seed, order_seed = np.random.SeedSequence([seed, 2, *of_job]).spawn(2)
         rng = np.random.default_rng(text_seed)
         documents = rng.integers(1 << 62, size=self.documents).tolist()
         texts = rng.integers(1 << 62, size=(self.documents, self.questions)).tolist()
@@ -55,7 +58,7 @@ class DocumentQuestions:
             pairs = [pairs[i] for i in np.random.default_rng(order_seed).permutation(len(pairs))]
         return [
             Request(
-                rid=f"off-{d}-{q}",
+                rid=f"{self.job or 'off'}-{d}-{q}",
                 arrival_s=self.arrival_s,
                 prompt=(
                     Segment(documents[d], self.document_tokens),
@@ -65,6 +68,8 @@ class DocumentQuestions:
                 max_new_tokens=self.max_new_tokens,
                 service_class=ServiceClass.OFFLINE,
                 deadline_s=self.deadline_s,
+                job=self.job,
+                weight=self.weight,
             )
             for d, q in pairs
         ]

@@ -21,7 +21,12 @@ def tokenized(request: Request, *, uses_priority: bool) -> TokenizedGenerateReqI
     uses_priority: say the class to a stock scheduler, larger first; Echo reads the tag.
     """
     deadline_s = None if request.deadline_s is None else request.deadline_s + START_S
-    tag = RequestTag(service_class=request.service_class, deadline_unix_s=deadline_s)
+    tag = RequestTag(
+        service_class=request.service_class,
+        deadline_unix_s=deadline_s,
+        job=request.job,
+        weight=request.weight,
+    )
     params = SamplingParams(
         max_new_tokens=request.allowed_tokens,
         temperature=0.0,

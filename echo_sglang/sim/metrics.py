@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,19 @@ class Slo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobSummary:
+    """One offline job. done: answered within the window. late: not answered by their deadlines.
+
+    last_done_s: when the last of those done was; None without one.
+    """
+
+    requests: int
+    done: int
+    late: int
+    last_done_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """One run in figures; None where there is nothing to measure.
 
@@ -37,8 +50,8 @@ class Summary:
     prefix they share were computed exactly once. preemptions_per_online: times that offline
     requests gave way, per online request. recomputed_tokens: prompt or output tokens that
     were computed again when they came back. limit_per_s: see `physical_limit_per_s`, None where the
-    device is no roofline. decide_*: real milliseconds of the scheduler's
-    decision per iteration, on the machine that ran the emulation.
+    device is no roofline. decide_*: real milliseconds of the scheduler's decision per iteration,
+    on the machine that ran the emulation. offline_jobs: of every job that was named.
     """
 
     online_requests: int
@@ -67,6 +80,7 @@ class Summary:
     decide_p99_ms: float
     virtual_per_cpu_s: float
     batches_sha1: str
+    offline_jobs: dict[str, JobSummary] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -107,7 +121,28 @@ def summarise_requests(
         "preemptions": preemptions,
         "preemptions_per_online": preemptions / len(online) if online else None,
         "pool_dry": dry,
+        "offline_jobs": _jobs(offline, window_s),
     }
+
+
+def _jobs(offline: Sequence[RequestRecord], window_s: float) -> dict[str, JobSummary]:
+    of_job: dict[str, list[RequestRecord]] = {}
+    for record in offline:
+        if record.request.job is not None:
+            of_job.setdefault(record.request.job, []).append(record)
+    return {job: _job_summary(records, window_s) for job, records in sorted(of_job.items())}
+
+
+def _job_summary(records: Sequence[RequestRecord], window_s: float) -> JobSummary:
+    done = [record for record in records if _done_within(record, window_s)]
+    return JobSummary(
+        requests=len(records),
+        done=len(done),
+        late=sum(
+            not _done_within(r, r.request.deadline_s) for r in records if r.request.deadline_s
+        ),
+        last_done_s=max((record.done_s or 0.0 for record in done), default=None),
+    )
 
 
 def _hit_rate(records: Sequence[RequestRecord]) -> float | None:

@@ -65,7 +65,8 @@ class Request:
     output_tokens: how long the answer really is. max_new_tokens: what the client allows,
     which is all that a scheduler knows before; None allows just `output_tokens`.
     deadline_s: when an offline answer is wanted, or None. ignores_eos: the client wants all
-    that it allows, so the scheduler knows the length.
+    that it allows, so the scheduler knows the length. job, weight: whose share an offline
+    request takes, and what that weighs.
     """
 
     rid: str
@@ -76,6 +77,8 @@ class Request:
     max_new_tokens: int | None = None
     deadline_s: float | None = None
     ignores_eos: bool = False
+    job: str | None = None
+    weight: float | None = None
 
     @property
     def is_offline(self) -> bool:

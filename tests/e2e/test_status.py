@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ STATUS_SCHEMA: dict[str, Any] = {
         "offline_running": int,
         "offline_pooled": int,
         "offline_parked": int,
+    },
+    "offline": {
+        "work_tokens_per_s": (NONE, float),
+        "least_laxity_s": (NONE, float),
+        "late_requests": int,
+        "deadlines": list,
+        "num_jobs": int,
+        "jobs": list,
     },
     "memory_tokens": {
         "total": int,
@@ -156,12 +165,43 @@ def test_prometheus_shows_echos_metrics(served: LiveServer) -> None:
         "echo:step_time_error",
         "echo:step_time_coverage",
         "echo:step_time_safe_mode",
+        "echo:offline_work_per_second",
+        "echo:offline_jobs_waiting",
+        "echo:offline_least_laxity_seconds",
+        "echo:offline_late_requests",
     ):
         assert any(sample.startswith(name + "{") for sample in samples) or any(
             sample.startswith(name + " ") for sample in samples
         ), name
     finished = [s for s in samples if s.startswith("echo:events_total") and "offline_finished" in s]
     assert [float(sample.rsplit(" ", 1)[1]) for sample in finished] == [3.0]
+
+
+def test_a_deadline_that_cannot_be_kept_is_said_while_the_work_still_waits(
+    served: LiveServer,
+) -> None:
+    job = {"job": "nightly", "weight": 2.0, "deadline": time.time() + 3.0}
+    running = [generate(prompt(300 + i, 40), 400, OFFLINE) for i in range(SLOTS)]
+    with ThreadPoolExecutor(max_workers=SLOTS + 1) as clients:
+        answers = [clients.submit(served.post, "/generate", body) for body in running]
+        until(served, lambda s: s["requests"]["offline_running"] == SLOTS, "two offline rows")
+        answers.append(
+            clients.submit(
+                served.post, "/generate", generate(prompt(310, 40), 400, OFFLINE, echo=job)
+            )
+        )
+        late = until(served, lambda s: s["offline"]["late_requests"] == 1, "a late request")
+        served.post("/abort_request", {"abort_all": True})
+        assert all(answer.result() for answer in answers)
+    (deadline,) = late["offline"]["deadlines"]
+    assert deadline["due_in_s"] <= 3.0
+    assert deadline["requests"] == 1
+    assert not deadline["feasible"]
+    (nightly,) = (one for one in late["offline"]["jobs"] if one["job"] == "nightly")
+    assert (nightly["weight"], nightly["waiting"], nightly["running"]) == (2.0, 1, 0)
+    after = until_idle(served)["offline"]
+    assert after["deadlines"] == []
+    assert {one["job"]: one["running"] for one in after["jobs"]} == {None: 0, "nightly": 0}
 
 
 def test_no_queue_time_exceeds_what_the_server_has_been_up(served: LiveServer) -> None:

@@ -19,12 +19,15 @@ from echo_sglang.errors import RequestError
 NOW_S = 1_000.0
 
 milliseconds = st.none() | st.floats(min_value=1e-3, max_value=1e9)
+jobs = st.text(min_size=1, max_size=128).filter(lambda t: t.isprintable() and t.strip() == t)
 tags = st.builds(
     RequestTag,
     service_class=st.sampled_from(ServiceClass),
     ttft_ms=milliseconds,
     tpot_ms=milliseconds,
     deadline_unix_s=st.none() | st.floats(min_value=NOW_S + 1, max_value=1e12),
+    job=jobs,
+    weight=st.none() | st.floats(min_value=0.01, max_value=100.0),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -32,7 +35,7 @@ json_values = st.recursive(
     max_leaves=8,
 )
 extras = json_values | st.fixed_dictionaries(
-    {}, optional={name: json_values for name in ("ttft_ms", "tpot_ms", "deadline")}
+    {}, optional={name: json_values for name in ("ttft_ms", "tpot_ms", "deadline", "job", "weight")}
 )
 
 

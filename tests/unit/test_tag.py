@@ -54,7 +54,7 @@ def test_a_deadline_one_second_ahead_is_taken() -> None:
 
 
 def test_an_unknown_extra_is_named() -> None:
-    with pytest.raises(RequestError, match="allowed are ttft_ms, tpot_ms, deadline") as caught:
+    with pytest.raises(RequestError, match="ttft_ms, tpot_ms, deadline, job, weight") as caught:
         parse_tag(None, {"ttft_ms": 5, "ttft": 5}, now_unix_s=NOW_S)
     assert caught.value.field == "echo.ttft"
 
@@ -114,3 +114,37 @@ def test_a_request_without_a_tag_is_online(custom_params: dict[str, Any] | None)
 def test_the_scheduler_takes_a_deadline_that_has_passed_on_the_way() -> None:
     stored = {"class": "offline", "deadline": NOW_S - 100}
     assert RequestTag.from_custom_params({"echo": stored}).deadline_unix_s == NOW_S - 100
+
+
+def test_a_job_and_its_weight_come_with_the_request() -> None:
+    tag = parse_tag("flex", {"job": "team-a/nightly", "weight": 2}, now_unix_s=NOW_S)
+    assert (tag.job, tag.weight) == ("team-a/nightly", 2.0)
+    assert RequestTag.from_custom_params({"echo": tag.to_custom_params()}) == tag
+
+
+@pytest.mark.parametrize("job", ["", " a", "a ", "a\nb", "\x00", "x" * 129, 5, True, ["a"], {}])
+def test_a_job_that_is_no_short_printable_name_is_refused(job: object) -> None:
+    with pytest.raises(RequestError, match="1 to 128 characters") as caught:
+        parse_tag("flex", {"job": job}, now_unix_s=NOW_S)
+    assert caught.value.field == "echo.job"
+
+
+@pytest.mark.parametrize("weight", [0, -1, 0.001, 101, math.nan, math.inf, "2", True, [1]])
+def test_a_weight_out_of_range_is_refused(weight: object) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_tag("flex", {"job": "a", "weight": weight}, now_unix_s=NOW_S)
+    assert caught.value.field == "echo.weight"
+
+
+def test_a_weight_without_a_job_is_refused() -> None:
+    with pytest.raises(RequestError, match="name it in echo") as caught:
+        parse_tag("flex", {"weight": 2}, now_unix_s=NOW_S)
+    assert caught.value.field == "echo.weight"
+
+
+def test_a_ready_made_tag_is_held_to_the_same_rules() -> None:
+    with pytest.raises(RequestError) as caught:
+        resolve_tag(
+            None, None, {"echo": {"class": "offline", "job": "a", "weight": 0}}, now_unix_s=NOW_S
+        )
+    assert caught.value.field == "custom_params.echo.weight"

@@ -51,7 +51,7 @@ def test_no_more_candidates_are_probed_than_the_chunk_needs() -> None:
 
 
 def test_urgent_then_overdue_then_parked_come_before_the_group_at_work() -> None:
-    pool = OfflinePool(PoolSettings(max_wait_s=100.0, urgent_before_s=60.0))
+    pool = OfflinePool(PoolSettings(max_wait_s=100.0))
 
     def add(rid: str, arrival_s: float, deadline_s: float | None, parked: int | None) -> None:
         entry = OfflineEntry(
