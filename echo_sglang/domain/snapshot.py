@@ -76,6 +76,8 @@ class OfflineCandidate:
 
     extend_tokens: tokens still to compute after `prefix_tokens` served from the cache.
     steps_parked: iterations since it was released, None if it never ran.
+    urgency: what one token of it is worth beside one of work without a deadline: 1.0, and more
+    the less time is left (`policy/deadlines.py`).
     """
 
     rid: str
@@ -83,6 +85,10 @@ class OfflineCandidate:
     prefix_tokens: int
     max_new_tokens: int
     steps_parked: int | None = None
+    urgency: float = 1.0
+
+    def __post_init__(self) -> None:
+        assert self.urgency >= 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
