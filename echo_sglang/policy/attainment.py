@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -35,9 +36,10 @@ class OnlineProgress:
         return next_token_deadline(self.first_token_s, self.tokens, self.tpot_slo_s, slo)
 
     def gap_deadline_s(self, slo: SloSettings) -> float:
-        """When the gap since its last token gets too long."""
-        since = self.arrival_s if self.last_token_s is None else self.last_token_s
-        return since + slo.max_gap_factor * self.tpot_slo_s
+        """When the gap since its last token gets too long; never before the first token."""
+        if self.last_token_s is None:
+            return math.inf
+        return self.last_token_s + slo.max_gap_factor * self.tpot_slo_s
 
     @property
     def ttft_s(self) -> float | None:
