@@ -85,6 +85,7 @@ class OfflineQueue:
         now_s: float,
         deadline_s: float | None = None,
         parked_at_step: int | None = None,
+        rest_steps: int = 0,
     ) -> None:
         """Take in a built request: one that ran and gave way, or one that had to be built."""
         waited_since_s = req.pooled_at_s if isinstance(req, EchoReq) else None
@@ -96,6 +97,7 @@ class OfflineQueue:
             max_new_tokens=req.sampling_params.max_new_tokens - len(req.output_ids),
             deadline_s=deadline_s,
             parked_at_step=parked_at_step,
+            rest_steps=rest_steps,
         )
         self._add(entry, tokens, _Waiting(None, req), 0)
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s: float) -> Snapshot:
     """Values only: nothing in it changes when the scheduler goes on. O(running rows)."""
-    online, offline_rows = _running(scheduler, running_batch)
+    in_flight_s = _in_flight_s(scheduler, now_s)
+    online, offline_rows = _running(scheduler, running_batch, now_s + in_flight_s)
     scheduler.reserve.observe(
         now_s,
         online.kv_tokens + _online_chunk_tokens(scheduler),
@@ -42,7 +43,7 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
         chunk_cap_tokens=scheduler.chunked_prefill_size,
         free_slots=_free_slots(scheduler, running_batch),
         memory=_memory(scheduler, running_batch, now_s),
-        in_flight_s=_in_flight_s(scheduler, now_s),
+        in_flight_s=in_flight_s,
         delivery_steps=2 if scheduler.enable_overlap and scheduler.device_is_synchronous else 1,
         online=online,
         offline_rows=offline_rows,
@@ -55,7 +56,7 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
 
 
 def _running(
-    scheduler: EchoScheduler, batch: ScheduleBatch
+    scheduler: EchoScheduler, batch: ScheduleBatch, in_flight_end_s: float
 ) -> tuple[OnlineLoad, tuple[OfflineRow, ...]]:
     slo = scheduler.echo_settings.slo
     rows = kv_tokens = 0
@@ -71,7 +72,8 @@ def _running(
         kv_tokens += req.seqlen
         progress = req.progress if isinstance(req, EchoReq) else None
         if progress is not None:
-            due_s, late_s = progress.next_deadline_s(slo), progress.gap_deadline_s(slo)
+            due_s = progress.decode_deadline_s(slo, in_flight_end_s)
+            late_s = progress.gap_deadline_s(slo)
             deadline_s = due_s if deadline_s is None else min(deadline_s, due_s)
             gap_s = late_s if gap_s is None else min(gap_s, late_s)
             tpot_s = progress.tpot_slo_s if tpot_s is None else min(tpot_s, progress.tpot_slo_s)

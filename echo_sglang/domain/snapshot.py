@@ -76,6 +76,7 @@ class OfflineCandidate:
 
     extend_tokens: tokens still to compute after `prefix_tokens` served from the cache.
     steps_parked: iterations since it was released, None if it never ran.
+    rest_steps: how many of them it stays away at least.
     urgency: what one token of it is worth beside one of work without a deadline: 1.0, and more
     the less time is left (`policy/deadlines.py`).
     """
@@ -85,10 +86,16 @@ class OfflineCandidate:
     prefix_tokens: int
     max_new_tokens: int
     steps_parked: int | None = None
+    rest_steps: int = 0
     urgency: float = 1.0
 
     def __post_init__(self) -> None:
         assert self.urgency >= 1.0
+
+    @property
+    def rests(self) -> bool:
+        """True while it was released too lately to run again."""
+        return self.steps_parked is not None and self.steps_parked < self.rest_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

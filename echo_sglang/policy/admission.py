@@ -29,8 +29,7 @@ class Admission:
         for candidate in snapshot.candidates:
             if len(chosen) >= rows_left:
                 break
-            steps_parked = candidate.steps_parked
-            if steps_parked is not None and steps_parked < self.settings.min_parked_steps:
+            if candidate.rests:
                 continue
             need = candidate.extend_tokens + candidate.max_new_tokens + snapshot.page_size
             if need > tokens_left:

@@ -35,6 +35,15 @@ class OnlineProgress:
             return first_token_deadline(self.arrival_s, self.ttft_slo_s, slo)
         return next_token_deadline(self.first_token_s, self.tokens, self.tpot_slo_s, slo)
 
+    def decode_deadline_s(self, slo: SloSettings, in_flight_end_s: float) -> float:
+        """When the token that a decode step computes next is due.
+
+        A row whose first token is still on its way gets it at `in_flight_end_s`.
+        """
+        if self.first_token_s is None:
+            return next_token_deadline(in_flight_end_s, 1, self.tpot_slo_s, slo)
+        return self.next_deadline_s(slo)
+
     def gap_deadline_s(self, slo: SloSettings) -> float:
         """When the gap since its last token gets too long; never before the first token."""
         if self.last_token_s is None:

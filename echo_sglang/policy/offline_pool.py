@@ -24,7 +24,7 @@ class OfflineEntry:
 
     num_tokens: of its prompt, or of prompt and output so far if it ran before.
     deadline_s: on the scheduler's clock, or None. parked_at_step: iteration in which it
-    was released, None if it never ran.
+    was released, None if it never ran; it stays away for `rest_steps`.
     """
 
     rid: str
@@ -33,6 +33,7 @@ class OfflineEntry:
     max_new_tokens: int
     deadline_s: float | None = None
     parked_at_step: int | None = None
+    rest_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

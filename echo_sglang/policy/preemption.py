@@ -9,6 +9,22 @@ from echo_sglang.domain.snapshot import MemoryView, OfflineRow, Snapshot
 from echo_sglang.estimate.step_time import StepTimeModel
 
 
+RESULT_STEPS = 2
+"""Iterations until a result in flight of a released request was surely looked at."""
+
+MAX_REST_DOUBLINGS = 6
+
+
+def rest_steps(preemptions: int, min_parked_steps: int) -> int:
+    """Iterations that a decode row stays away after it gave way for the `preemptions`-th time.
+
+    Twice as long every time, up to 64 times as long: a request that never finds a quiet moment
+    gives way a bounded number of times instead of coming and going for ever.
+    """
+    doublings = min(max(preemptions - 1, 0), MAX_REST_DOUBLINGS)
+    return max(min_parked_steps << doublings, RESULT_STEPS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortage:
     """What online requests lack: KV tokens and request slots; zero when nothing."""

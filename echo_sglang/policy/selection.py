@@ -51,6 +51,7 @@ def select_candidates(
                 prefix_tokens=cached,
                 max_new_tokens=entry.max_new_tokens,
                 steps_parked=None if parked_at is None else step - parked_at,
+                rest_steps=entry.rest_steps,
             )
         )
         tokens += extend
