@@ -59,6 +59,7 @@ def _running(
     scheduler: EchoScheduler, batch: ScheduleBatch, in_flight_end_s: float
 ) -> tuple[OnlineLoad, tuple[OfflineRow, ...]]:
     slo = scheduler.echo_settings.slo
+    in_flight = _in_flight_rids(scheduler)
     rows = kv_tokens = 0
     deadline_s = gap_s = tpot_s = None
     offline: list[OfflineRow] = []
@@ -72,8 +73,9 @@ def _running(
         kv_tokens += req.seqlen
         progress = req.progress if isinstance(req, EchoReq) else None
         if progress is not None:
-            due_s = progress.decode_deadline_s(slo, in_flight_end_s)
-            late_s = progress.gap_deadline_s(slo)
+            token_s = in_flight_end_s if req.rid in in_flight else None
+            due_s = progress.decode_deadline_s(slo, token_s)
+            late_s = progress.gap_deadline_s(slo, token_s)
             deadline_s = due_s if deadline_s is None else min(deadline_s, due_s)
             gap_s = late_s if gap_s is None else min(gap_s, late_s)
             tpot_s = progress.tpot_slo_s if tpot_s is None else min(tpot_s, progress.tpot_slo_s)
@@ -199,6 +201,17 @@ def _free_slots(scheduler: EchoScheduler, batch: ScheduleBatch) -> int:
     slots = scheduler.get_num_allocatable_reqs(running, running_batch=batch)
     held = 0 if scheduler.chunked_req is None else 1
     return min(slots, scheduler.max_running_requests - running - held)
+
+
+def _in_flight_rids(scheduler: EchoScheduler) -> frozenset[str]:
+    """Whose next token the device computes at this moment.
+
+    A synchronous device has computed it already; when it is seen is what `delivery_steps` says.
+    """
+    batch = scheduler.last_batch
+    if scheduler.device_is_synchronous or batch is None or scheduler.step_timer.in_flight() is None:
+        return frozenset()
+    return frozenset(req.rid for req in batch.reqs)
 
 
 def _in_flight_s(scheduler: EchoScheduler, now_s: float) -> float:

@@ -35,20 +35,24 @@ class OnlineProgress:
             return first_token_deadline(self.arrival_s, self.ttft_slo_s, slo)
         return next_token_deadline(self.first_token_s, self.tokens, self.tpot_slo_s, slo)
 
-    def decode_deadline_s(self, slo: SloSettings, in_flight_end_s: float) -> float:
-        """When the token that a decode step computes next is due.
+    def decode_deadline_s(self, slo: SloSettings, in_flight_end_s: float | None) -> float:
+        """When the token is due that a decode step decided on now computes.
 
-        A row whose first token is still on its way gets it at `in_flight_end_s`.
+        in_flight_end_s: when the token before it comes, if that is still on its way; None if
+        all tokens computed so far were noted.
         """
         if self.first_token_s is None:
-            return next_token_deadline(in_flight_end_s, 1, self.tpot_slo_s, slo)
-        return self.next_deadline_s(slo)
+            first_s = self.arrival_s if in_flight_end_s is None else in_flight_end_s
+            return next_token_deadline(first_s, 1, self.tpot_slo_s, slo)
+        tokens = self.tokens + (in_flight_end_s is not None)
+        return next_token_deadline(self.first_token_s, tokens, self.tpot_slo_s, slo)
 
-    def gap_deadline_s(self, slo: SloSettings) -> float:
-        """When the gap since its last token gets too long; never before the first token."""
-        if self.last_token_s is None:
+    def gap_deadline_s(self, slo: SloSettings, in_flight_end_s: float | None) -> float:
+        """When the gap before that token gets too long; arguments as `decode_deadline_s`."""
+        since_s = in_flight_end_s if in_flight_end_s is not None else self.last_token_s
+        if since_s is None:
             return math.inf
-        return self.last_token_s + slo.max_gap_factor * self.tpot_slo_s
+        return since_s + slo.max_gap_factor * self.tpot_slo_s
 
     @property
     def ttft_s(self) -> float | None:
