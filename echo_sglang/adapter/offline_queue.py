@@ -89,7 +89,7 @@ class OfflineQueue:
     ) -> None:
         """Take in a built request: one that ran and gave way, or one that had to be built."""
         waited_since_s = req.pooled_at_s if isinstance(req, EchoReq) else None
-        tokens = self._mark(req) + req.origin_input_ids + req.output_ids
+        tokens = self.marked_tokens(req)
         entry = OfflineEntry(
             rid=req.rid,
             num_tokens=len(tokens),
@@ -153,6 +153,10 @@ class OfflineQueue:
     def built_reqs(self) -> Iterator[Req]:
         """The requests among the waiting that were built, such as released ones."""
         return (w.req for w in self._waiting.values() if w.req is not None)
+
+    def marked_tokens(self, req: Req) -> array[int]:
+        """The tokens of any request as the pool would keep them."""
+        return self._mark(req) + req.origin_input_ids + req.output_ids
 
     def namespace_of(self, rid: str) -> tuple[str | None, str | None]:
         """(extra_key, cache_salt) of a waiting request: only equal ones share KV."""

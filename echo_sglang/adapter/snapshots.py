@@ -19,7 +19,7 @@ from echo_sglang.domain.snapshot import (
     WaitingOnline,
 )
 from echo_sglang.domain.tag import ServiceClass
-from echo_sglang.policy.selection import select_candidates
+from echo_sglang.policy.selection import being_computed, select_candidates
 
 if TYPE_CHECKING:
     from echo_sglang.adapter.scheduler import EchoScheduler
@@ -144,15 +144,22 @@ def _chunk(scheduler: EchoScheduler) -> ChunkInProgress | None:
 
 
 def _candidates(scheduler: EchoScheduler, now_s: float) -> tuple[OfflineCandidate, ...]:
-    if not len(scheduler.offline_queue):
+    queue, chunk = scheduler.offline_queue, scheduler.chunked_req
+    if not len(queue):
         return ()
+    computing: set[int] = set()
+    if chunk is not None:
+        prompt = queue.marked_tokens(chunk)
+        computed = len(prompt) - chunk.seqlen + chunk.prefix_len
+        computing = being_computed(queue.pool, prompt, computed, scheduler.selection_settings)
     return select_candidates(
-        scheduler.offline_queue.pool,
+        queue.pool,
         scheduler.probe_cached,
         now_s=now_s,
         step=scheduler.echo_step,
         wanted_tokens=scheduler.chunked_prefill_size,
         settings=scheduler.selection_settings,
+        computing=computing,
     )
 
 
