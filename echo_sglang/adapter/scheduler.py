@@ -91,6 +91,7 @@ class EchoScheduler(RequestIntake, StepLearning):
         self.echo_step = 0
         self.echo_counters: dict[str, int] = {}
         self.online_denied_tokens = 0
+        self.last_chunk_tokens = self.chunk_parked_steps = 0
         emulated = EMULATE_ENV in os.environ
         self.device_is_synchronous = str(self.device) == "cpu" and not emulated
         self._plan = StepPlan(reason=Reason.IDLE)
@@ -121,6 +122,9 @@ class EchoScheduler(RequestIntake, StepLearning):
         self.online_denied_tokens = 0
         plan = decide(snapshot, self.fitter.model, self.echo_settings)
         self._plan = plan
+        self.last_chunk_tokens = plan.chunk_tokens
+        parked = plan.chunk_action is ChunkAction.PARK
+        self.chunk_parked_steps = self.chunk_parked_steps + 1 if parked else 0
         if plan.reason is not Reason.IDLE or snapshot.online.rows or snapshot.offline_rows:
             self.decision_log.append(Decision(snapshot, self.fitter.model, plan))
         self._release(plan, running_batch, now_s)

@@ -52,6 +52,7 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
         candidates=_candidates(scheduler, now_s),
         pooled=len(scheduler.offline_queue),
         typical_burst_tokens=scheduler.bursts.tokens,
+        last_chunk_tokens=scheduler.last_chunk_tokens,
     )
 
 
@@ -99,6 +100,7 @@ def _offline_row(scheduler: EchoScheduler, req: Req) -> OfflineRow:
         output_tokens=produced,
         remaining_tokens=max(req.sampling_params.max_new_tokens - produced, 0),
         releasable=produced > 0 and can_release(req),
+        preemptions=req.retraction_count,
     )
 
 
@@ -140,6 +142,7 @@ def _chunk(scheduler: EchoScheduler) -> ChunkInProgress | None:
         if progress is None
         else progress.next_deadline_s(scheduler.echo_settings.slo),
         releasable=offline and can_release(req),
+        parked_steps=scheduler.chunk_parked_steps,
     )
 
 
@@ -164,7 +167,7 @@ def _candidates(scheduler: EchoScheduler, now_s: float) -> tuple[OfflineCandidat
 
 
 def _memory(scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float) -> MemoryView:
-    allocator = scheduler.token_to_kv_pool_allocator
+    free = scheduler.token_to_kv_pool_allocator.available_size()
     ratio = scheduler.new_token_ratio_tracker.current
     growth = sum(
         _clipped_new_tokens(req) * (1.0 if req.sampling_params.ignore_eos else ratio)
@@ -176,11 +179,13 @@ def _memory(scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float) -> Mem
         growth += chunk.seqlen - chunk.prefix_len + _clipped_new_tokens(chunk)
     return MemoryView(
         total_tokens=scheduler.max_total_num_tokens,
-        available_tokens=allocator.available_size() + scheduler.tree_cache.evictable_size(),
+        available_tokens=free + scheduler.tree_cache.evictable_size(),
         growth_tokens=int(growth) + scheduler.page_size * len(batch.reqs),
         reserve_tokens=scheduler.reserve.reserve_tokens(now_s),
         denied_tokens=scheduler.online_denied_tokens,
         protected_tokens=_protected_tokens(scheduler, now_s),
+        free_tokens=free,
+        victim_hits=_victim_hits(scheduler, free - len(batch.reqs)),
     )
 
 
@@ -196,6 +201,14 @@ def _protected_tokens(scheduler: EchoScheduler, now_s: float) -> int:
     policy = scheduler.echo_core.policy
     policy.relearn(now_s)
     return policy.protected_tokens()
+
+
+def _victim_hits(scheduler: EchoScheduler, free_tokens: int) -> float:
+    """Future hits of a token that this iteration would evict; 0.0 if it cannot evict any."""
+    core = scheduler.echo_core
+    if core is None or free_tokens >= scheduler.chunked_prefill_size:
+        return 0.0
+    return core.victim_hits()
 
 
 def _clipped_new_tokens(req: Req) -> int:

@@ -35,7 +35,7 @@ class OnlineProgress:
             return first_token_deadline(self.arrival_s, self.ttft_slo_s, slo)
         return next_token_deadline(self.first_token_s, self.tokens, self.tpot_slo_s, slo)
 
-    def decode_deadline_s(self, slo: SloSettings, in_flight_end_s: float | None) -> float:
+    def decode_deadline_s(self, slo: SloSettings, in_flight_end_s: float | None = None) -> float:
         """When the token is due that a decode step decided on now computes.
 
         in_flight_end_s: when the token before it comes, if that is still on its way; None if
@@ -47,7 +47,7 @@ class OnlineProgress:
         tokens = self.tokens + (in_flight_end_s is not None)
         return next_token_deadline(self.first_token_s, tokens, self.tpot_slo_s, slo)
 
-    def gap_deadline_s(self, slo: SloSettings, in_flight_end_s: float | None) -> float:
+    def gap_deadline_s(self, slo: SloSettings, in_flight_end_s: float | None = None) -> float:
         """When the gap before that token gets too long; arguments as `decode_deadline_s`."""
         since_s = in_flight_end_s if in_flight_end_s is not None else self.last_token_s
         if since_s is None:

@@ -49,10 +49,11 @@ def online_shortage(snapshot: Snapshot) -> Shortage:
 
 
 def rows_for_shortage(rows: tuple[OfflineRow, ...], shortage: Shortage) -> tuple[OfflineRow, ...]:
-    """The fewest rows that cover a shortage; those that give back most KV go first."""
+    """The fewest rows that cover a shortage; those that give back most KV go first, among
+    equals those that gave way least often."""
     chosen: list[OfflineRow] = []
     tokens = 0
-    by_gain = sorted(rows, key=lambda row: (-_gain_tokens(row), row.output_tokens))
+    by_gain = sorted(rows, key=lambda row: (-_gain_tokens(row), row.preemptions, row.output_tokens))
     for row in by_gain:
         if tokens >= shortage.tokens and len(chosen) >= shortage.slots:
             break
@@ -69,7 +70,9 @@ def rows_for_reserve(rows: tuple[OfflineRow, ...], memory: MemoryView) -> tuple[
     """
     lacking = memory.reserve_tokens - memory.available_tokens
     chosen: list[OfflineRow] = []
-    by_gain = sorted(rows, key=lambda row: (-row.private_tokens, row.output_tokens))
+    by_gain = sorted(
+        rows, key=lambda row: (-row.private_tokens, row.preemptions, row.output_tokens)
+    )
     for row in by_gain:
         if lacking <= 0 or len(chosen) + 1 >= len(rows):
             break
@@ -90,11 +93,12 @@ def rows_for_time(
 ) -> tuple[OfflineRow, ...]:
     """The fewest rows whose absence lets a decode step end within `budget_s`.
 
-    The youngest go first: they lose least if their KV is evicted. Found in O(log rows) tries.
-    Empty when releasing does not help: even online rows alone take longer.
+    The least urgent go first, then those that gave way least often, then the youngest: they lose
+    least if their KV is evicted. Found in O(log rows) tries. Empty when releasing does not help: even online rows alone take longer.
     """
     youngest = sorted(
-        (row for row in rows if row.releasable), key=lambda row: (row.output_tokens, row.kv_tokens)
+        (row for row in rows if row.releasable),
+        key=lambda row: (row.urgency, row.preemptions, row.output_tokens, row.kv_tokens),
     )
     if not youngest or model.upper(decode_shape(snapshot, rows)) <= budget_s:
         return ()

@@ -43,6 +43,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             available_tokens=draw(st.integers(0, 20_000)),
             growth_tokens=draw(st.integers(0, 2_000)),
             reserve_tokens=draw(st.integers(0, 5_000)),
+            free_tokens=draw(st.none() | st.integers(0, 2_000)),
+            victim_hits=draw(st.floats(0.0, 20.0)),
         ),
         delivery_steps=draw(st.sampled_from([1, 2])),
         in_flight_s=draw(st.floats(0.0, 0.5)),
@@ -81,6 +83,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
                 prefix_tokens=draw(st.integers(0, 2_000)),
                 max_new_tokens=16,
                 steps_parked=draw(st.none() | st.integers(0, 9)),
+                rest_steps=draw(st.sampled_from([0, 2, 4, 8])),
+                urgency=draw(st.floats(1.0, 4.0)),
             )
             for i in range(draw(st.integers(0, 8)))
         ),
@@ -96,6 +100,7 @@ def chunks(draw: st.DrawFn) -> ChunkInProgress:
         remaining_tokens=draw(tokens),
         prefix_tokens=draw(tokens),
         deadline_s=NOW_S + draw(seconds) if online else None,
+        parked_steps=draw(st.integers(0, 12)),
         releasable=not online and draw(st.booleans()),
     )
 
@@ -174,7 +179,7 @@ def test_offline_tokens_beside_online_rows_fit_the_budget(
         ready = [
             c
             for c in snapshot.candidates[:1]
-            if (c.steps_parked is None or c.steps_parked >= SETTINGS.min_parked_steps)
+            if not c.rests
             and c.extend_tokens + 16 + snapshot.page_size
             <= snapshot.memory.available_tokens
             - snapshot.memory.growth_tokens
