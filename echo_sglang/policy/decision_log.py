@@ -142,17 +142,6 @@ def _summary(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _considered(option: PlanOption) -> dict[str, Any]:
-    return {
-        "plan": option.kind.value,
-        "chunk_tokens": option.chunk_tokens,
-        "released": option.released,
-        "benefit_tokens": round(option.benefit_tokens, 1),
-        "predicted_ms": round(1e3 * option.seconds, 1),
-        "feasible": option.feasible,
-    }
-
-
 def _settings(values: dict[str, Any]) -> CoschedulerSettings:
     if values["schema"] != SCHEMA_VERSION:
         raise ValueError(f"schema {values['schema']}")
@@ -212,3 +201,14 @@ def _plan(values: dict[str, Any]) -> StepPlan:
             ),
         }
     )
+
+
+def _considered(option: PlanOption) -> dict[str, Any]:
+    return {
+        "plan": option.kind.value,
+        "chunk_tokens": option.chunk_tokens,
+        "released": option.released,
+        "benefit_tokens": round(option.benefit_tokens, 1),
+        "predicted_ms": round(1e3 * option.seconds, 1),
+        "feasible": option.feasible,
+    }
