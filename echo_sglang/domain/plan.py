@@ -51,7 +51,7 @@ class PlanKind(StrEnum):
     CHUNK = "chunk"
     """The half-done offline prompt goes on."""
     SIBLINGS = "siblings"
-    """Offline prompts whose prefix is in the cache; a half-done one sits out."""
+    """Offline prompts whose prefix is in the cache; a half-done one gets what they leave."""
     NEXT_GROUP = "next_group"
     """The half-done prompt and all candidates, those too that begin another prefix group."""
     ONLINE = "online"
@@ -102,7 +102,8 @@ class StepPlan:
     """One iteration: who is prefilled, how much, who gives way, and why.
 
     chunk_tokens: prompt tokens to compute at most; 0 defers prefill to decode.
-    offline_tokens: how many of them offline requests may take.
+    offline_tokens: how many of them offline requests may take; chunk_limit_tokens: how many of
+    these a half-done prompt that goes on, None for all that it needs.
     reserve_tokens: KV that newly admitted offline requests must leave available.
     online_order, offline_order: request ids in admission order.
     release: offline rows that give their KV back to the tree before admission; release_cause
@@ -115,6 +116,7 @@ class StepPlan:
     reason: Reason
     chunk_tokens: int = 0
     offline_tokens: int = 0
+    chunk_limit_tokens: int | None = None
     reserve_tokens: int = 0
     online_order: tuple[str, ...] = ()
     offline_order: tuple[str, ...] = ()

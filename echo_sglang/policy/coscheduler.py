@@ -53,6 +53,7 @@ def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettin
         reason=reason,
         chunk_tokens=draft.tokens,
         offline_tokens=draft.offline_tokens,
+        chunk_limit_tokens=draft.chunk_limit,
         reserve_tokens=admission.reserve_tokens() if draft.offline else 0,
         online_order=tuple(w.rid for w in draft.online),
         offline_order=tuple(c.rid for c in draft.offline),
@@ -97,9 +98,7 @@ def _rows_beside_online(
     return rows_for_time(rows, snapshot, model, floor_s)
 
 
-def _refused(
-    snapshot: Snapshot, model: StepTimeModel, released: Rows
-) -> tuple[PlanOption, ...]:
+def _refused(snapshot: Snapshot, model: StepTimeModel, released: Rows) -> tuple[PlanOption, ...]:
     """What keeping all rows would have meant, if some give way."""
     if not released:
         return ()

@@ -45,8 +45,10 @@ class Drafting:
             took_all = bool(alone) and alone[0].tokens < chunk.remaining_tokens
             drafts += alone
         cached = tuple(c for c in candidates if c.is_cached)
-        if cached and (chunk is None or self._may_sit_out(chunk)):
+        if cached and chunk is None:
             drafts += self._filled(PlanKind.SIBLINGS, park, (), cached, budget_s)
+        elif cached and chunk is not None:
+            drafts += self._siblings_first(chunk, cached, budget_s)
         if candidates and not took_all and (chunk is not None or len(cached) < len(candidates)):
             drafts += self._filled(PlanKind.NEXT_GROUP, go_on, own, candidates, budget_s)
         return drafts
@@ -62,8 +64,6 @@ class Drafting:
         """A draft with the largest chunk, or none if no chunk is worth its time."""
         work = [*own, *_work_of(candidates)]
         tokens = self._offline_chunk(work, budget_s)
-        if action is ChunkAction.PARK:
-            tokens = _uncut(work, tokens)
         if tokens == 0:
             return []
         return [
@@ -75,6 +75,34 @@ class Drafting:
                 tokens=tokens,
                 offline_tokens=tokens,
                 offline=candidates,
+            )
+        ]
+
+    def _siblings_first(
+        self, chunk: ChunkInProgress, cached: tuple[OfflineCandidate, ...], budget_s: float
+    ) -> list[Draft]:
+        """A draft in which the half-done prompt gets what `cached` requests leave.
+
+        It keeps SGLang's only place for a cut prompt, so they are taken whole or not at all.
+        """
+        fits = self._offline_chunk(_work_of(cached), budget_s)
+        whole = _uncut(cached, fits)
+        taken = total_tokens(_work_of(whole))
+        work = [*_work_of(whole), (chunk.remaining_tokens, chunk.prefix_tokens)]
+        tokens = self._offline_chunk(work, budget_s) if whole else 0
+        sits_out = tokens <= taken
+        if tokens < taken or not whole or (sits_out and not self._may_sit_out(chunk)):
+            return []
+        return [
+            Draft(
+                kind=PlanKind.SIBLINGS,
+                budget_s=budget_s,
+                action=ChunkAction.PARK if sits_out else ChunkAction.CONTINUE,
+                work=work,
+                tokens=tokens,
+                offline_tokens=tokens,
+                chunk_limit=None if sits_out else tokens - taken,
+                offline=whole,
             )
         ]
 
@@ -150,7 +178,9 @@ class Drafting:
         if not candidates:
             return []
         snapshot = self.iteration.snapshot
-        first_token_s = min((w.deadline_s - snapshot.now_s for w in online.online), default=math.inf)
+        first_token_s = min(
+            (w.deadline_s - snapshot.now_s for w in online.online), default=math.inf
+        )
         budget_s = min(self._offline_budget(), first_token_s)
         work = [*online.work, *_work_of(candidates)]
         known = max(self.iteration.known_tokens(), online.tokens)
@@ -237,11 +267,12 @@ def _work_of(candidates: Sequence[OfflineCandidate]) -> list[tuple[int, int]]:
     return [(c.extend_tokens, c.prefix_tokens) for c in candidates]
 
 
-def _uncut(work: Work, tokens: int) -> int:
-    """`tokens` without those of a prompt that they would cut."""
-    whole = 0
-    for extend, _ in work:
-        if whole + extend > tokens:
+def _uncut(candidates: Sequence[OfflineCandidate], tokens: int) -> tuple[OfflineCandidate, ...]:
+    """The first candidates, as many as `tokens` hold whole."""
+    whole: list[OfflineCandidate] = []
+    for candidate in candidates:
+        tokens -= candidate.extend_tokens
+        if tokens < 0:
             break
-        whole += extend
-    return whole
+        whole.append(candidate)
+    return tuple(whole)

@@ -15,7 +15,8 @@ class Draft:
     """One plan for the iteration, not weighed yet.
 
     work: its prefill in admission order. tokens: how many of them are computed, offline_tokens
-    of them for offline requests. budget_s: what the SLOs leave for it.
+    of them for offline requests. chunk_limit: what of these a half-done prompt may take, which
+    then comes last in `work`; None for all. budget_s: what the SLOs leave for the iteration.
     """
 
     kind: PlanKind
@@ -24,6 +25,7 @@ class Draft:
     work: Work = ()
     tokens: int = 0
     offline_tokens: int = 0
+    chunk_limit: int | None = None
     online: tuple[WaitingOnline, ...] = ()
     offline: tuple[OfflineCandidate, ...] = ()
 
@@ -38,7 +40,8 @@ def benefit_tokens(draft: Draft, snapshot: Snapshot, rows: Sequence[OfflineRow])
     left = draft.offline_tokens
     chunk = snapshot.chunk
     if chunk is not None and draft.action is ChunkAction.CONTINUE and not chunk.is_online:
-        part = min(chunk.remaining_tokens, left)
+        limit = chunk.remaining_tokens if draft.chunk_limit is None else draft.chunk_limit
+        part = min(chunk.remaining_tokens, limit, left)
         gained += chunk.urgency * part
         left -= part
     for candidate in draft.offline:

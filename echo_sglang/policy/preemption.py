@@ -94,7 +94,8 @@ def rows_for_time(
     """The fewest rows whose absence lets a decode step end within `budget_s`.
 
     The least urgent go first, then those that gave way least often, then the youngest: they lose
-    least if their KV is evicted. Found in O(log rows) tries. Empty when releasing does not help: even online rows alone take longer.
+    least if their KV is evicted. Found in O(log rows) tries. Empty when releasing does not
+    help: even online rows alone take longer.
     """
     youngest = sorted(
         (row for row in rows if row.releasable),
