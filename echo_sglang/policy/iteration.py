@@ -10,7 +10,7 @@ from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import Snapshot
 from echo_sglang.estimate.step_time import StepTimeModel
 
-MAX_SECANTS = 8
+MAX_SECANTS = 6
 """Guesses along the secant before the rest is halved."""
 
 Work = Sequence[tuple[int, int]]

@@ -50,7 +50,7 @@ def benefit_tokens(draft: Draft, snapshot: Snapshot, rows: Sequence[OfflineRow])
         part = min(candidate.extend_tokens, left)
         gained += candidate.urgency * (part + candidate.prefix_tokens)
         left -= part
-    return gained - _recomputed(draft.tokens + snapshot.online.rows + len(rows), snapshot)
+    return gained - _recomputed(draft.tokens, snapshot.online.rows + len(rows), snapshot)
 
 
 def option_of(
@@ -84,8 +84,10 @@ def best_of(options: Sequence[PlanOption], last_chunk_tokens: int, equal_share: 
     )
 
 
-def _recomputed(new_tokens: int, snapshot: Snapshot) -> float:
+def _recomputed(prompt_tokens: int, decode_rows: int, snapshot: Snapshot) -> float:
+    """What a chunk evicts counts against it; what the rows that decode evict, they do anyway."""
     memory = snapshot.memory
     if memory.free_tokens is None:
         return 0.0
-    return max(new_tokens - memory.free_tokens, 0) * memory.victim_hits
+    free = max(memory.free_tokens - decode_rows, 0)
+    return max(prompt_tokens - free, 0) * memory.victim_hits

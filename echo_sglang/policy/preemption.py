@@ -8,7 +8,6 @@ from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import MemoryView, OfflineRow, Snapshot
 from echo_sglang.estimate.step_time import StepTimeModel
 
-
 RESULT_STEPS = 2
 """Iterations until a result in flight of a released request was surely looked at."""
 
