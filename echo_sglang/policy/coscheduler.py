@@ -146,4 +146,5 @@ def _online_order(snapshot: Snapshot, model: StepTimeModel) -> tuple[WaitingOnli
 def _without(rows: Rows, gone: Rows) -> Rows:
     if not gone:
         return rows
-    return tuple(row for row in rows if row not in gone)
+    rids = {row.rid for row in gone}
+    return tuple(row for row in rows if row.rid not in rids)

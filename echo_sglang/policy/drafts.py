@@ -85,11 +85,14 @@ class Drafting:
 
         It keeps SGLang's only place for a cut prompt, so they are taken whole or not at all.
         """
-        fits = self._offline_chunk(_work_of(cached), budget_s)
-        whole = _uncut(cached, fits)
+        own = (chunk.remaining_tokens, chunk.prefix_tokens)
+        work = [*_work_of(cached), own]
+        tokens = self._offline_chunk(work, budget_s)
+        whole = _uncut(cached, tokens)
+        if 0 < len(whole) < len(cached):
+            work = [*_work_of(whole), own]
+            tokens = self._offline_chunk(work, budget_s)
         taken = total_tokens(_work_of(whole))
-        work = [*_work_of(whole), (chunk.remaining_tokens, chunk.prefix_tokens)]
-        tokens = self._offline_chunk(work, budget_s) if whole else 0
         sits_out = tokens <= taken
         if tokens < taken or not whole or (sits_out and not self._may_sit_out(chunk)):
             return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import MemoryView, OfflineRow, Snapshot
@@ -103,10 +104,15 @@ def rows_for_time(
     if not youngest or model.upper(decode_shape(snapshot, rows)) <= budget_s:
         return ()
 
+    everybody = decode_shape(snapshot, rows)
+    gone_kv = list(accumulate((row.kv_tokens for row in youngest), initial=0))
+
     def suffices(count: int) -> bool:
-        gone = set(youngest[:count])
-        kept = tuple(row for row in rows if row not in gone)
-        return model.upper(decode_shape(snapshot, kept)) <= budget_s
+        kept = BatchShape(
+            decode_rows=everybody.decode_rows - count,
+            decode_kv_tokens=everybody.decode_kv_tokens - gone_kv[count],
+        )
+        return model.upper(kept) <= budget_s
 
     if not suffices(len(youngest)):
         return ()
