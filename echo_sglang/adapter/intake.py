@@ -19,6 +19,7 @@ from echo_sglang.errors import RequestError
 from echo_sglang.policy.arrivals import BurstEstimate
 from echo_sglang.policy.attainment import OnlineProgress
 from echo_sglang.policy.offline_pool import OfflineEntry
+from echo_sglang.policy.preemption import rest_steps
 from echo_sglang.policy.settings import CoschedulerSettings
 
 DEFAULT_NEW_TOKENS = 128
@@ -89,11 +90,13 @@ class RequestIntake(ClockedScheduler):
             return
         if is_offline(req) and req.to_finish is None and not req.finished():
             now_s = self.echo_clock()
+            times = req.retraction_count
             self.offline_queue.add_req(
                 req,
                 now_s=now_s,
                 deadline_s=self._deadline_s(req.tag, now_s),
-                parked_at_step=self.echo_step if req.retraction_count else None,
+                parked_at_step=self.echo_step if times else None,
+                rest_steps=rest_steps(times, self.echo_settings.min_parked_steps) if times else 0,
             )
             req.time_stats.set_wait_queue_entry_time()
             return

@@ -47,6 +47,7 @@ class StepLearning(ClockedScheduler):
     _plan: StepPlan
     _decided_s: float
     _device_end_s: float = 0.0
+    most_preemptions: int = 0
     _step_times_told_s: float = 0.0
     _late_work: LateWork
 
@@ -144,6 +145,8 @@ class StepLearning(ClockedScheduler):
             self._count("offline_prompt_tokens", len(req.origin_input_ids))
             self._count("offline_output_tokens", len(req.output_ids))
             self._count("offline_cached_tokens", req.cached_tokens)
+            self._count("offline_preemptions", req.retraction_count)
+            self.most_preemptions = max(self.most_preemptions, req.retraction_count)
         elif req.output_ids:
             attained = self.attainment.finished(req.progress, now_s)
             self._count("online_attained" if attained else "online_missed", 1)

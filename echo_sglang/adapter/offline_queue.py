@@ -100,13 +100,14 @@ class OfflineQueue:
         now_s: float,
         deadline_s: float | None = None,
         parked_at_step: int | None = None,
+        rest_steps: int = 0,
     ) -> None:
         """Take in a built request: one that ran and gave way, or one that had to be built."""
         before = req.admitted_as if isinstance(req, EchoReq) else None
         tag = req.tag if isinstance(req, EchoReq) else RequestTag()
         if before is not None:
             self._settle(req, before, ended=False)
-        tokens = self._mark(req) + req.origin_input_ids + req.output_ids
+        tokens = self.marked_tokens(req)
         entry = OfflineEntry(
             rid=req.rid,
             num_tokens=len(tokens),
@@ -116,6 +117,7 @@ class OfflineQueue:
             parked_at_step=parked_at_step,
             job=tag.job or NO_JOB,
             weight=tag.weight,
+            rest_steps=rest_steps,
         )
         self._add(entry, tokens, _Waiting(None, req), 0)
 
@@ -192,6 +194,10 @@ class OfflineQueue:
     def built_reqs(self) -> Iterator[Req]:
         """The requests among the waiting that were built, such as released ones."""
         return (w.req for w in self._waiting.values() if w.req is not None)
+
+    def marked_tokens(self, req: Req) -> array[int]:
+        """The tokens of any request as the pool would keep them."""
+        return self._mark(req) + req.origin_input_ids + req.output_ids
 
     def namespace_of(self, rid: str) -> tuple[str | None, str | None]:
         """(extra_key, cache_salt) of a waiting request: only equal ones share KV."""

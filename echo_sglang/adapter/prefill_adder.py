@@ -38,7 +38,8 @@ class EchoPrefillAdder(PrefillAdder):
         """Go on with the half-done prefill, or leave it parked as it is."""
         if self._plan.chunk_action is not ChunkAction.CONTINUE:
             return req
-        return self._within_plan(req, partial(super().add_chunked_req, req))
+        limit = self._plan.chunk_limit_tokens
+        return self._within_plan(req, partial(super().add_chunked_req, req), limit)
 
     def add_one_req(
         self, req: Req, has_chunked_req: bool, truncation_align_size: int | None
@@ -70,14 +71,18 @@ class EchoPrefillAdder(PrefillAdder):
             return AddReqResult.OTHER
         return result
 
-    def _within_plan(self, req: Req, admit: Callable[[], Result]) -> Result:
-        """Let SGLang admit within what the plan leaves, and take off what it admitted.
+    def _within_plan(
+        self, req: Req, admit: Callable[[], Result], limit: int | None = None
+    ) -> Result:
+        """Let SGLang admit within what the plan leaves, `limit` at most, and take off what it
+        admitted.
 
         SGLang charges whole pages, the plan counts tokens: the bound is rounded up to a page
         for every request, so that its last page is not denied to it.
         """
         offline = is_offline(req)
-        self._bound(min(self._left, self._offline_left) if offline else self._left)
+        left = min(self._left, self._offline_left) if offline else self._left
+        self._bound(left if limit is None else min(left, limit))
         before, admitted = self.rem_chunk_tokens, len(self.can_run_list)
         try:
             return admit()

@@ -42,6 +42,7 @@ from echo_sglang.policy.attainment import AttainmentWindow
 from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.decision_log import Decision, DecisionLog
 from echo_sglang.policy.offline_pool import PoolSettings
+from echo_sglang.policy.preemption import RESULT_STEPS, rest_steps
 from echo_sglang.policy.selection import SelectionSettings
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
@@ -96,6 +97,7 @@ class EchoScheduler(RequestIntake, StepLearning):
         self.echo_step = 0
         self.echo_counters: dict[str, int] = {}
         self.online_denied_tokens = 0
+        self.last_chunk_tokens = self.chunk_parked_steps = 0
         emulated = EMULATE_ENV in os.environ
         self.device_is_synchronous = str(self.device) == "cpu" and not emulated
         self._plan = StepPlan(reason=Reason.IDLE)
@@ -126,6 +128,9 @@ class EchoScheduler(RequestIntake, StepLearning):
         self.online_denied_tokens = 0
         plan = decide(snapshot, self.fitter.model, self.echo_settings)
         self._plan = plan
+        self.last_chunk_tokens = plan.chunk_tokens
+        parked = plan.chunk_action is ChunkAction.PARK
+        self.chunk_parked_steps = self.chunk_parked_steps + 1 if parked else 0
         if plan.reason is not Reason.IDLE or snapshot.online.rows or snapshot.offline_rows:
             self.decision_log.append(Decision(snapshot, self.fitter.model, plan))
         self._release(plan, running_batch, now_s)
@@ -138,22 +143,27 @@ class EchoScheduler(RequestIntake, StepLearning):
     def _release(self, plan: StepPlan, running_batch: ScheduleBatch, now_s: float) -> None:
         if plan.release:
             released = release_rows(running_batch, self.tree_cache, frozenset(plan.release))
-            self._park(released, now_s)
+            self._park_rows(released, now_s)
             self._count("rows_released", len(released))
         if plan.chunk_action is ChunkAction.RELEASE:
             chunk, self.chunked_req = self.chunked_req, None
             release_chunk(chunk, self.tree_cache)
-            self._park([chunk], now_s)
+            self._park(chunk, now_s, RESULT_STEPS)
             self._count("chunks_released", 1)
 
-    def _park(self, reqs: list[Req], now_s: float) -> None:
+    def _park_rows(self, reqs: list[Req], now_s: float) -> None:
         for req in reqs:
-            self.offline_queue.add_req(
-                req,
-                now_s=now_s,
-                deadline_s=self._deadline_s(req.tag, now_s),
-                parked_at_step=self.echo_step,
-            )
+            rest = rest_steps(req.retraction_count, self.echo_settings.min_parked_steps)
+            self._park(req, now_s, rest)
+
+    def _park(self, req: Req, now_s: float, rest: int) -> None:
+        self.offline_queue.add_req(
+            req,
+            now_s=now_s,
+            deadline_s=self._deadline_s(req.tag, now_s),
+            parked_at_step=self.echo_step,
+            rest_steps=rest,
+        )
 
     # --------------------------------------------------------------- applying
 
@@ -210,7 +220,7 @@ class EchoScheduler(RequestIntake, StepLearning):
                 break
             largest = max(rows, key=lambda r: r.seqlen - r.kv.cache_protected_len)
             released = release_rows(batch, self.tree_cache, frozenset([largest.rid]))
-            self._park(released, self.echo_clock())
+            self._park_rows(released, self.echo_clock())
             self._count("rows_released_for_decode_memory", len(released))
         return super().update_running_batch(batch)
 

@@ -19,7 +19,7 @@ from echo_sglang.domain.snapshot import (
     WaitingOnline,
 )
 from echo_sglang.domain.tag import ServiceClass
-from echo_sglang.policy.selection import select_candidates
+from echo_sglang.policy.selection import being_computed, select_candidates
 
 if TYPE_CHECKING:
     from echo_sglang.adapter.scheduler import EchoScheduler
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s: float) -> Snapshot:
     """Values only: nothing in it changes when the scheduler goes on. O(running rows)."""
-    online, offline_rows = _running(scheduler, running_batch)
+    in_flight_s = _in_flight_s(scheduler, now_s)
+    online, offline_rows = _running(scheduler, running_batch, now_s + in_flight_s)
     scheduler.reserve.observe(
         now_s,
         online.kv_tokens + _online_chunk_tokens(scheduler),
@@ -42,7 +43,7 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
         chunk_cap_tokens=scheduler.chunked_prefill_size,
         free_slots=_free_slots(scheduler, running_batch),
         memory=_memory(scheduler, running_batch, now_s),
-        in_flight_s=_in_flight_s(scheduler, now_s),
+        in_flight_s=in_flight_s,
         delivery_steps=2 if scheduler.enable_overlap and scheduler.device_is_synchronous else 1,
         online=online,
         offline_rows=offline_rows,
@@ -51,13 +52,15 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
         candidates=_candidates(scheduler, now_s),
         pooled=len(scheduler.offline_queue),
         typical_burst_tokens=scheduler.bursts.tokens,
+        last_chunk_tokens=scheduler.last_chunk_tokens,
     )
 
 
 def _running(
-    scheduler: EchoScheduler, batch: ScheduleBatch
+    scheduler: EchoScheduler, batch: ScheduleBatch, in_flight_end_s: float
 ) -> tuple[OnlineLoad, tuple[OfflineRow, ...]]:
     slo = scheduler.echo_settings.slo
+    in_flight = _in_flight_rids(scheduler)
     rows = kv_tokens = 0
     deadline_s = gap_s = tpot_s = None
     offline: list[OfflineRow] = []
@@ -71,7 +74,9 @@ def _running(
         kv_tokens += req.seqlen
         progress = req.progress if isinstance(req, EchoReq) else None
         if progress is not None:
-            due_s, late_s = progress.next_deadline_s(slo), progress.gap_deadline_s(slo)
+            token_s = in_flight_end_s if req.rid in in_flight else None
+            due_s = progress.decode_deadline_s(slo, token_s)
+            late_s = progress.gap_deadline_s(slo, token_s)
             deadline_s = due_s if deadline_s is None else min(deadline_s, due_s)
             gap_s = late_s if gap_s is None else min(gap_s, late_s)
             tpot_s = progress.tpot_slo_s if tpot_s is None else min(tpot_s, progress.tpot_slo_s)
@@ -95,6 +100,7 @@ def _offline_row(scheduler: EchoScheduler, req: Req) -> OfflineRow:
         output_tokens=produced,
         remaining_tokens=max(req.sampling_params.max_new_tokens - produced, 0),
         releasable=produced > 0 and can_release(req),
+        preemptions=req.retraction_count,
     )
 
 
@@ -136,24 +142,32 @@ def _chunk(scheduler: EchoScheduler) -> ChunkInProgress | None:
         if progress is None
         else progress.next_deadline_s(scheduler.echo_settings.slo),
         releasable=offline and can_release(req),
+        parked_steps=scheduler.chunk_parked_steps,
     )
 
 
 def _candidates(scheduler: EchoScheduler, now_s: float) -> tuple[OfflineCandidate, ...]:
-    if not len(scheduler.offline_queue):
+    queue, chunk = scheduler.offline_queue, scheduler.chunked_req
+    if not len(queue):
         return ()
+    computing: set[int] = set()
+    if chunk is not None:
+        prompt = queue.marked_tokens(chunk)
+        computed = len(prompt) - chunk.seqlen + chunk.prefix_len
+        computing = being_computed(queue.pool, prompt, computed, scheduler.selection_settings)
     return select_candidates(
-        scheduler.offline_queue.pool,
+        queue.pool,
         scheduler.probe_cached,
         now_s=now_s,
         step=scheduler.echo_step,
         wanted_tokens=scheduler.chunked_prefill_size,
         settings=scheduler.selection_settings,
+        computing=computing,
     )
 
 
 def _memory(scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float) -> MemoryView:
-    allocator = scheduler.token_to_kv_pool_allocator
+    free = scheduler.token_to_kv_pool_allocator.available_size()
     ratio = scheduler.new_token_ratio_tracker.current
     growth = sum(
         _clipped_new_tokens(req) * (1.0 if req.sampling_params.ignore_eos else ratio)
@@ -165,11 +179,13 @@ def _memory(scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float) -> Mem
         growth += chunk.seqlen - chunk.prefix_len + _clipped_new_tokens(chunk)
     return MemoryView(
         total_tokens=scheduler.max_total_num_tokens,
-        available_tokens=allocator.available_size() + scheduler.tree_cache.evictable_size(),
+        available_tokens=free + scheduler.tree_cache.evictable_size(),
         growth_tokens=int(growth) + scheduler.page_size * len(batch.reqs),
         reserve_tokens=scheduler.reserve.reserve_tokens(now_s),
         denied_tokens=scheduler.online_denied_tokens,
         protected_tokens=_protected_tokens(scheduler, now_s),
+        free_tokens=free,
+        victim_hits=_victim_hits(scheduler, free - len(batch.reqs)),
     )
 
 
@@ -187,6 +203,14 @@ def _protected_tokens(scheduler: EchoScheduler, now_s: float) -> int:
     return policy.protected_tokens()
 
 
+def _victim_hits(scheduler: EchoScheduler, free_tokens: int) -> float:
+    """Future hits of a token that this iteration would evict; 0.0 if it cannot evict any."""
+    core = scheduler.echo_core
+    if core is None or free_tokens >= scheduler.chunked_prefill_size:
+        return 0.0
+    return core.victim_hits()
+
+
 def _clipped_new_tokens(req: Req) -> int:
     left = req.sampling_params.max_new_tokens - len(req.output_ids)
     return min(max(left, 0), CLIP_MAX_NEW_TOKENS)
@@ -197,6 +221,17 @@ def _free_slots(scheduler: EchoScheduler, batch: ScheduleBatch) -> int:
     slots = scheduler.get_num_allocatable_reqs(running, running_batch=batch)
     held = 0 if scheduler.chunked_req is None else 1
     return min(slots, scheduler.max_running_requests - running - held)
+
+
+def _in_flight_rids(scheduler: EchoScheduler) -> frozenset[str]:
+    """Whose next token the device computes at this moment.
+
+    A synchronous device has computed it already; when it is seen is what `delivery_steps` says.
+    """
+    batch = scheduler.last_batch
+    if scheduler.device_is_synchronous or batch is None or scheduler.step_timer.in_flight() is None:
+        return frozenset()
+    return frozenset(req.rid for req in batch.reqs)
 
 
 def _in_flight_s(scheduler: EchoScheduler, now_s: float) -> float:

@@ -50,6 +50,7 @@ def _requests(scheduler: EchoScheduler) -> dict[str, int]:
         "offline_running": offline_running,
         "offline_pooled": len(scheduler.offline_queue),
         "offline_parked": scheduler.offline_queue.pool.num_parked,
+        "offline_most_preemptions": scheduler.most_preemptions,
     }
 
 

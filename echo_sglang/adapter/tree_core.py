@@ -373,6 +373,14 @@ class EchoTreeCore(UnifiedTreeCore):
         self.policy.evicted(victim, len(victim.key))
         return victim
 
+    def victim_hits(self) -> float:
+        """Expected future hits of a token of the leaf that offline work would evict next."""
+        if not self.policy.by_value:
+            return 0.0
+        self.policy.rank(self.references_of)
+        victim = self.policy.victim(for_offline=True)
+        return 0.0 if victim is None else self.policy.worth(victim)
+
     def _tokens_to_keep(self, victim: EchoTreeNode, wanted_tokens: int) -> int:
         if not self.policy.by_value:
             return 0

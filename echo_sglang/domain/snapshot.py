@@ -34,6 +34,7 @@ class OfflineRow:
     private_tokens: KV that only this row holds locked, given back when it is released.
     releasable: False while a result of it is in flight that must not be lost, or when
     SGLang cannot resume it (multimodal, embeddings, beam search, sessions).
+    preemptions: how often it gave way so far. urgency: see `OfflineCandidate`.
     """
 
     rid: str
@@ -42,6 +43,8 @@ class OfflineRow:
     output_tokens: int
     remaining_tokens: int
     releasable: bool = True
+    preemptions: int = 0
+    urgency: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,7 @@ class ChunkInProgress:
     """The request whose prefill is half done (SGLang has at most one).
 
     deadline_s: first-token deadline of an online request, None for an offline one.
+    parked_steps: iterations in a row that it has sat out. urgency: see `OfflineCandidate`.
     """
 
     rid: str
@@ -68,6 +72,13 @@ class ChunkInProgress:
     prefix_tokens: int
     deadline_s: float | None = None
     releasable: bool = True
+    parked_steps: int = 0
+    urgency: float = 1.0
+
+    @property
+    def is_online(self) -> bool:
+        """True for an online request."""
+        return self.service_class is ServiceClass.ONLINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +87,7 @@ class OfflineCandidate:
 
     extend_tokens: tokens still to compute after `prefix_tokens` served from the cache.
     steps_parked: iterations since it was released, None if it never ran.
+    rest_steps: how many of them it stays away at least.
     urgency: what one token of it is worth beside one of work without a deadline: 1.0, and more
     the less time is left (`policy/deadlines.py`).
     """
@@ -85,10 +97,21 @@ class OfflineCandidate:
     prefix_tokens: int
     max_new_tokens: int
     steps_parked: int | None = None
+    rest_steps: int = 0
     urgency: float = 1.0
 
     def __post_init__(self) -> None:
         assert self.urgency >= 1.0
+
+    @property
+    def is_cached(self) -> bool:
+        """True if most of it is in the cache: its prefix group is at work already."""
+        return self.prefix_tokens >= self.extend_tokens
+
+    @property
+    def rests(self) -> bool:
+        """True while it was released too lately to run again."""
+        return self.steps_parked is not None and self.steps_parked < self.rest_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +124,9 @@ class MemoryView:
     protected_tokens: the part of the available that is idle online KV worth more than the
     offline work that would evict it.
     denied_tokens: what a waiting online request was refused in the last iteration.
+    free_tokens: the part of the available that holds nothing; None if not known. Beyond it
+    every token computed evicts one.
+    victim_hits: expected future hits of a token that would be evicted next.
     """
 
     total_tokens: int
@@ -109,6 +135,8 @@ class MemoryView:
     reserve_tokens: int
     denied_tokens: int = 0
     protected_tokens: int = 0
+    free_tokens: int | None = None
+    victim_hits: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +149,7 @@ class Snapshot:
     where results are processed one iteration late and the device does not run ahead.
     chunk_cap_tokens: the server's chunked_prefill_size.
     typical_burst_tokens: online prompt tokens that tend to arrive together.
-    pooled: offline requests that wait.
+    pooled: offline requests that wait. last_chunk_tokens: prompt tokens of the last plan.
     """
 
     step: int
@@ -140,3 +168,4 @@ class Snapshot:
     candidates: tuple[OfflineCandidate, ...] = ()
     pooled: int = 0
     typical_burst_tokens: int = 0
+    last_chunk_tokens: int = 0

@@ -141,7 +141,7 @@ def solve_nonnegative(columns: Array, seconds: Array, weights: Array) -> Array:
     scale = np.linalg.norm(rows, axis=0)
     scale[scale == 0.0] = 1.0
     q, r = np.linalg.qr(rows / scale)
-    return least_squares(r, q.T @ weights, maxiter=100 * rows.shape[1]) / scale
+    return np.asarray(least_squares(r, q.T @ weights, maxiter=100 * rows.shape[1]) / scale)
 
 
 def least_squares(a: Array, b: Array, *, maxiter: int) -> Array:

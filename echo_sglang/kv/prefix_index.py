@@ -145,6 +145,20 @@ class PrefixIndex(Generic[Key]):
             above = above.parent
         return Uses(node.count, 0 if above is None else above.depth)
 
+    def along(self, tokens: array[int]) -> Iterator[tuple[Node[Key], int]]:
+        """The nodes that a prompt, which need not be in, passes through or ends in, shallowest
+        first, each with the depth up to which the prompt agrees with it."""
+        node = self.root
+        while node.depth < len(tokens):
+            child = node.children.get(tokens[node.depth])
+            if child is None:
+                return
+            shared = _shared_edge(child, tokens, node.depth, len(tokens))
+            yield child, shared
+            if shared < child.depth:
+                return
+            node = child
+
     def path(self, key: Key) -> Iterator[Node[Key]]:
         """The nodes from where a prompt ends up to, but without, the root."""
         leaf = self._leaf_of[key]

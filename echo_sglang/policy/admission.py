@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import OfflineCandidate
 from echo_sglang.policy.iteration import Iteration, largest
+from echo_sglang.policy.preemption import RESULT_STEPS
 from echo_sglang.policy.settings import CoschedulerSettings
 
 
@@ -18,7 +19,12 @@ class Admission:
     settings: CoschedulerSettings
 
     def admissible(self) -> tuple[OfflineCandidate, ...]:
-        """Candidates that may be admitted, in their order."""
+        """Candidates that may be admitted, in their order.
+
+        While a half-done prompt that gave way comes back in a moment, nobody begins another
+        that is mostly uncached: it would take the only place of a cut prompt and leave the
+        group of the first one half served.
+        """
         snapshot = self.iteration.snapshot
         someone_online = bool(snapshot.waiting_online or snapshot.online.rows)
         if someone_online and not self.iteration.model.trained:
@@ -26,11 +32,14 @@ class Admission:
         rows_left = self.row_room()
         tokens_left = self.memory_room()
         chosen: list[OfflineCandidate] = []
+        about_to_resume = False
         for candidate in snapshot.candidates:
             if len(chosen) >= rows_left:
                 break
-            steps_parked = candidate.steps_parked
-            if steps_parked is not None and steps_parked < self.settings.min_parked_steps:
+            if candidate.rests:
+                about_to_resume = about_to_resume or candidate.rest_steps <= RESULT_STEPS
+                continue
+            if about_to_resume and candidate.extend_tokens > candidate.prefix_tokens:
                 continue
             need = candidate.extend_tokens + candidate.max_new_tokens + snapshot.page_size
             if need > tokens_left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -34,10 +35,24 @@ class OnlineProgress:
             return first_token_deadline(self.arrival_s, self.ttft_slo_s, slo)
         return next_token_deadline(self.first_token_s, self.tokens, self.tpot_slo_s, slo)
 
-    def gap_deadline_s(self, slo: SloSettings) -> float:
-        """When the gap since its last token gets too long."""
-        since = self.arrival_s if self.last_token_s is None else self.last_token_s
-        return since + slo.max_gap_factor * self.tpot_slo_s
+    def decode_deadline_s(self, slo: SloSettings, in_flight_end_s: float | None = None) -> float:
+        """When the token is due that a decode step decided on now computes.
+
+        in_flight_end_s: when the token before it comes, if that is still on its way; None if
+        all tokens computed so far were noted.
+        """
+        if self.first_token_s is None:
+            first_s = self.arrival_s if in_flight_end_s is None else in_flight_end_s
+            return next_token_deadline(first_s, 1, self.tpot_slo_s, slo)
+        tokens = self.tokens + (in_flight_end_s is not None)
+        return next_token_deadline(self.first_token_s, tokens, self.tpot_slo_s, slo)
+
+    def gap_deadline_s(self, slo: SloSettings, in_flight_end_s: float | None = None) -> float:
+        """When the gap before that token gets too long; arguments as `decode_deadline_s`."""
+        since_s = in_flight_end_s if in_flight_end_s is not None else self.last_token_s
+        if since_s is None:
+            return math.inf
+        return since_s + slo.max_gap_factor * self.tpot_slo_s
 
     @property
     def ttft_s(self) -> float | None:

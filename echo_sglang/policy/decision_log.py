@@ -13,7 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from echo_sglang.domain.plan import ChunkAction, Reason, StepPlan
+from echo_sglang.domain.plan import (
+    ChunkAction,
+    PlanKind,
+    PlanOption,
+    Reason,
+    ReleaseCause,
+    StepPlan,
+)
 from echo_sglang.domain.snapshot import (
     ChunkInProgress,
     MemoryView,
@@ -37,7 +44,7 @@ from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,10 @@ def _summary(decision: Decision) -> dict[str, Any]:
         "reason": plan.reason.value,
         "chunk_tokens": plan.chunk_tokens,
         "offline_tokens": plan.offline_tokens,
+        "plan": plan.kind.value,
+        "considered": [_considered(option) for option in plan.options],
         "released": len(plan.release),
+        "release_cause": None if plan.release_cause is None else plan.release_cause.value,
         "chunk_action": plan.chunk_action.value,
         "budget_ms": None if plan.budget_s == float("inf") else round(1e3 * plan.budget_s, 1),
         "predicted_ms": round(1e3 * plan.predicted_s, 1),
@@ -206,6 +216,7 @@ def _snapshot(values: dict[str, Any]) -> Snapshot:
 
 
 def _plan(values: dict[str, Any]) -> StepPlan:
+    cause = values["release_cause"]
     return StepPlan(
         **values
         | {
@@ -214,5 +225,21 @@ def _plan(values: dict[str, Any]) -> StepPlan:
             "online_order": tuple(values["online_order"]),
             "offline_order": tuple(values["offline_order"]),
             "release": tuple(values["release"]),
+            "release_cause": None if cause is None else ReleaseCause(cause),
+            "kind": PlanKind(values["kind"]),
+            "options": tuple(
+                PlanOption(**o | {"kind": PlanKind(o["kind"])}) for o in values["options"]
+            ),
         }
     )
+
+
+def _considered(option: PlanOption) -> dict[str, Any]:
+    return {
+        "plan": option.kind.value,
+        "chunk_tokens": option.chunk_tokens,
+        "released": option.released,
+        "benefit_tokens": round(option.benefit_tokens, 1),
+        "predicted_ms": round(1e3 * option.seconds, 1),
+        "feasible": option.feasible,
+    }

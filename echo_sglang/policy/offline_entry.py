@@ -15,8 +15,8 @@ class OfflineEntry:
 
     num_tokens: of its prompt, or of prompt and output so far if it ran before.
     deadline_s: on the scheduler's clock, or None. parked_at_step: iteration in which it
-    was released, None if it never ran. job, weight: whose share it takes, and what the request
-    says that share weighs.
+    was released, None if it never ran; it stays away for `rest_steps`. job, weight: whose share
+    it takes, and what the request says that share weighs.
     """
 
     rid: str
@@ -25,6 +25,7 @@ class OfflineEntry:
     max_new_tokens: int
     deadline_s: float | None = None
     parked_at_step: int | None = None
+    rest_steps: int = 0
     job: str = NO_JOB
     weight: float | None = None
 

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import MemoryView, OfflineRow, Snapshot
 from echo_sglang.estimate.step_time import StepTimeModel
+
+RESULT_STEPS = 2
+"""Iterations until a result in flight of a released request was surely looked at."""
+
+MAX_REST_DOUBLINGS = 6
+
+
+def rest_steps(preemptions: int, min_parked_steps: int) -> int:
+    """Iterations that a decode row stays away after it gave way for the `preemptions`-th time.
+
+    Twice as long every time, up to 64 times as long: a request that never finds a quiet moment
+    gives way a bounded number of times instead of coming and going for ever.
+    """
+    doublings = min(max(preemptions - 1, 0), MAX_REST_DOUBLINGS)
+    return max(min_parked_steps << doublings, RESULT_STEPS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +49,11 @@ def online_shortage(snapshot: Snapshot) -> Shortage:
 
 
 def rows_for_shortage(rows: tuple[OfflineRow, ...], shortage: Shortage) -> tuple[OfflineRow, ...]:
-    """The fewest rows that cover a shortage; those that give back most KV go first."""
+    """The fewest rows that cover a shortage; those that give back most KV go first, among
+    equals those that gave way least often."""
     chosen: list[OfflineRow] = []
     tokens = 0
-    by_gain = sorted(rows, key=lambda row: (-_gain_tokens(row), row.output_tokens))
+    by_gain = sorted(rows, key=lambda row: (-_gain_tokens(row), row.preemptions, row.output_tokens))
     for row in by_gain:
         if tokens >= shortage.tokens and len(chosen) >= shortage.slots:
             break
@@ -53,7 +70,9 @@ def rows_for_reserve(rows: tuple[OfflineRow, ...], memory: MemoryView) -> tuple[
     """
     lacking = memory.reserve_tokens - memory.available_tokens
     chosen: list[OfflineRow] = []
-    by_gain = sorted(rows, key=lambda row: (-row.private_tokens, row.output_tokens))
+    by_gain = sorted(
+        rows, key=lambda row: (-row.private_tokens, row.preemptions, row.output_tokens)
+    )
     for row in by_gain:
         if lacking <= 0 or len(chosen) + 1 >= len(rows):
             break
@@ -74,19 +93,26 @@ def rows_for_time(
 ) -> tuple[OfflineRow, ...]:
     """The fewest rows whose absence lets a decode step end within `budget_s`.
 
-    The youngest go first: they lose least if their KV is evicted. Found in O(log rows) tries.
-    Empty when releasing does not help: even online rows alone take longer.
+    The least urgent go first, then those that gave way least often, then the youngest: they lose
+    least if their KV is evicted. Found in O(log rows) tries. Empty when releasing does not
+    help: even online rows alone take longer.
     """
     youngest = sorted(
-        (row for row in rows if row.releasable), key=lambda row: (row.output_tokens, row.kv_tokens)
+        (row for row in rows if row.releasable),
+        key=lambda row: (row.urgency, row.preemptions, row.output_tokens, row.kv_tokens),
     )
     if not youngest or model.upper(decode_shape(snapshot, rows)) <= budget_s:
         return ()
 
+    everybody = decode_shape(snapshot, rows)
+    gone_kv = list(accumulate((row.kv_tokens for row in youngest), initial=0))
+
     def suffices(count: int) -> bool:
-        gone = set(youngest[:count])
-        kept = tuple(row for row in rows if row not in gone)
-        return model.upper(decode_shape(snapshot, kept)) <= budget_s
+        kept = BatchShape(
+            decode_rows=everybody.decode_rows - count,
+            decode_kv_tokens=everybody.decode_kv_tokens - gone_kv[count],
+        )
+        return model.upper(kept) <= budget_s
 
     if not suffices(len(youngest)):
         return ()

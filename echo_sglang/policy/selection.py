@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from echo_sglang.domain.snapshot import OfflineCandidate
@@ -26,15 +27,17 @@ def select_candidates(
     step: int,
     wanted_tokens: int,
     settings: SelectionSettings,
+    computing: Iterable[int] = (),
 ) -> tuple[OfflineCandidate, ...]:
     """Candidates in the order to admit them, enough to fill `wanted_tokens` of prefill.
 
     probe: tokens of an entry that the KV cache holds now; it must not disturb the cache.
-    A request whose next uncached tokens an earlier candidate is about to compute waits for
-    it: one iteration later it finds them in the cache.
+    computing: identities of prefixes that a half-done prompt is computing, see `being_computed`.
+    A request whose next uncached tokens it or an earlier candidate is about to compute waits
+    for them: one iteration later it finds them in the cache.
     """
     chosen: list[OfflineCandidate] = []
-    computing: set[int] = set()
+    computing = set(computing)
     cached_of = _CachedTokens(probe)
     tokens = 0
     for entry in pool.named(settings.limit, now_s):
@@ -55,12 +58,22 @@ def select_candidates(
                 max_new_tokens=entry.max_new_tokens,
                 steps_parked=None if parked_at is None else step - parked_at,
                 urgency=pool.urgency(entry.rid),
+                rest_steps=entry.rest_steps,
             )
         )
         tokens += extend
         if tokens >= wanted_tokens:
             break
     return tuple(chosen)
+
+
+def being_computed(
+    pool: OfflinePool, prompt: array[int], computed_tokens: int, settings: SelectionSettings
+) -> set[int]:
+    """Prefixes of pooled requests that a half-done prompt, `computed_tokens` of it computed,
+    is going to put into the cache; identities as `OfflinePool.path` gives them."""
+    known = computed_tokens + settings.slack_tokens
+    return {id(node) for node, shared in pool.index.along(prompt) if shared > known}
 
 
 class _CachedTokens:

@@ -17,7 +17,10 @@ class CoschedulerSettings:
     safe_chunk_tokens: chunk while nothing is known of the server's speed.
     decode_share: share of the TPOT SLO that decoding all rows may take; offline rows
     beyond it are not admitted, so that a chunk still fits beside them.
-    min_parked_steps: iterations a released row stays away.
+    min_parked_steps: iterations a released row stays away, see `preemption.rest_steps`.
+    max_chunk_parked_steps: iterations in a row that a half-done prompt sits out for others
+    whose prefix is cached.
+    equal_rate_share: plans whose benefit per second differs by less are ties.
     """
 
     slo: SloSettings
@@ -26,3 +29,5 @@ class CoschedulerSettings:
     safe_chunk_tokens: int = 32
     decode_share: float = 0.6
     min_parked_steps: int = 4
+    max_chunk_parked_steps: int = 8
+    equal_rate_share: float = 0.01

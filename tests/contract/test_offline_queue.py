@@ -74,14 +74,14 @@ def test_a_request_that_gave_way_keeps_its_place_in_time() -> None:
     q.admitted("a")
     assert len(q) == 0
     req.output_ids.extend([7, 8])
-    q.add_req(req, now_s=90.0, parked_at_step=33)
+    q.add_req(req, now_s=90.0, parked_at_step=33, rest_steps=4)
     entry = q.pool.get("a")
     assert entry is not None
     assert entry.arrival_s == 5.0
     assert list(q.tokens("a")) == [1, 2, 3, 7, 8]
     assert entry.num_tokens == 5
     assert entry.max_new_tokens == 6  # 8 wanted, 2 there
-    assert entry.parked_at_step == 33
+    assert (entry.parked_at_step, entry.rest_steps) == (33, 4)
 
 
 def test_requests_of_other_cache_namespaces_share_no_prefix_in_the_index() -> None:

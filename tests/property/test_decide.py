@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echo_sglang.domain.plan import ChunkAction
+from echo_sglang.domain.plan import ChunkAction, PlanKind
 from echo_sglang.domain.snapshot import (
     ChunkInProgress,
     MemoryView,
@@ -43,6 +45,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             available_tokens=draw(st.integers(0, 20_000)),
             growth_tokens=draw(st.integers(0, 2_000)),
             reserve_tokens=draw(st.integers(0, 5_000)),
+            free_tokens=draw(st.none() | st.integers(0, 2_000)),
+            victim_hits=draw(st.floats(0.0, 20.0)),
         ),
         delivery_steps=draw(st.sampled_from([1, 2])),
         in_flight_s=draw(st.floats(0.0, 0.5)),
@@ -81,6 +85,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
                 prefix_tokens=draw(st.integers(0, 2_000)),
                 max_new_tokens=16,
                 steps_parked=draw(st.none() | st.integers(0, 9)),
+                rest_steps=draw(st.sampled_from([0, 2, 4, 8])),
+                urgency=draw(st.floats(1.0, 4.0)),
             )
             for i in range(draw(st.integers(0, 8)))
         ),
@@ -96,6 +102,7 @@ def chunks(draw: st.DrawFn) -> ChunkInProgress:
         remaining_tokens=draw(tokens),
         prefix_tokens=draw(tokens),
         deadline_s=NOW_S + draw(seconds) if online else None,
+        parked_steps=draw(st.integers(0, 12)),
         releasable=not online and draw(st.booleans()),
     )
 
@@ -138,6 +145,58 @@ def test_every_plan_keeps_its_bounds(snapshot: Snapshot, model: StepTimeModel) -
 
 @settings(max_examples=400, deadline=None)
 @given(snapshot=snapshots(), model=models())
+def test_the_plan_taken_was_considered_and_none_advances_more_per_second(
+    snapshot: Snapshot, model: StepTimeModel
+) -> None:
+    plan = decide(snapshot, model, SETTINGS)
+    assert len(plan.options) <= 5
+    feasible = [option for option in plan.options if option.feasible]
+    (taken,) = [o for o in feasible if o.kind is plan.kind]
+    assert (taken.chunk_tokens, taken.seconds) == (plan.chunk_tokens, plan.predicted_s)
+    assert taken.released == len(plan.release)
+    if taken.benefit_tokens > 0.0:
+        best = max(option.rate for option in feasible)
+        assert taken.rate >= best * (1.0 - SETTINGS.equal_rate_share)
+    if not plan.runs_prefill:
+        assert plan.kind is PlanKind.KEEP
+    if plan.chunk_limit_tokens is not None:
+        assert plan.chunk_action is ChunkAction.CONTINUE
+        assert 0 < plan.chunk_limit_tokens < plan.chunk_tokens
+
+
+@settings(max_examples=200, deadline=None)
+@given(snapshot=snapshots(), model=models(), more_s=st.floats(0.0, 1.0))
+def test_more_slack_never_means_fewer_tokens_for_the_same_plan_or_more_rows_released(
+    snapshot: Snapshot, model: StepTimeModel, more_s: float
+) -> None:
+    online = snapshot.online
+    if online.earliest_deadline_s is None or online.earliest_gap_s is None:
+        return
+    later = replace(
+        online,
+        earliest_deadline_s=online.earliest_deadline_s + more_s,
+        earliest_gap_s=online.earliest_gap_s + more_s,
+    )
+    before = decide(snapshot, model, SETTINGS)
+    after = decide(replace(snapshot, online=later), model, SETTINGS)
+    assert len(after.release) <= len(before.release)
+    if len(after.release) < len(before.release) or snapshot.waiting_online:
+        return
+    chunks = {o.kind: o.chunk_tokens for o in before.options if o.feasible}
+    for option in after.options:
+        if option.feasible and option.kind in (PlanKind.CHUNK, PlanKind.NEXT_GROUP):
+            assert option.chunk_tokens >= chunks.get(option.kind, 0)
+
+
+@settings(max_examples=400, deadline=None)
+@given(snapshot=snapshots(), model=models())
+def test_a_request_that_rests_is_not_admitted(snapshot: Snapshot, model: StepTimeModel) -> None:
+    admitted = set(decide(snapshot, model, SETTINGS).offline_order)
+    assert not admitted & {c.rid for c in snapshot.candidates if c.rests}
+
+
+@settings(max_examples=400, deadline=None)
+@given(snapshot=snapshots(), model=models())
 def test_online_is_never_left_waiting_for_offline_work(
     snapshot: Snapshot, model: StepTimeModel
 ) -> None:
@@ -174,7 +233,7 @@ def test_offline_tokens_beside_online_rows_fit_the_budget(
         ready = [
             c
             for c in snapshot.candidates[:1]
-            if (c.steps_parked is None or c.steps_parked >= SETTINGS.min_parked_steps)
+            if not c.rests
             and c.extend_tokens + 16 + snapshot.page_size
             <= snapshot.memory.available_tokens
             - snapshot.memory.growth_tokens

@@ -9,7 +9,7 @@ import pytest
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.estimate.hull import PROFILE_REACH, Hull
-from echo_sglang.policy.iteration import Iteration, largest
+from echo_sglang.policy.iteration import MAX_SECANTS, Iteration, largest, largest_within
 
 from .builders import MODEL, snapshot
 
@@ -23,6 +23,37 @@ def iteration(mixed: bool = True, hull: Hull | None = None) -> Iteration:
 @pytest.mark.parametrize("bound", [-3, 0, 1, 2, 63, 64, 65, 100, 400])
 def test_the_largest_number_that_holds_is_found(bound: int) -> None:
     assert largest(100, lambda number: number <= bound) == min(max(bound, 0), 100)
+
+
+@pytest.mark.parametrize("budget_s", [0.0, 0.009, 0.0301, 0.0501, 0.2, 5.0])
+@pytest.mark.parametrize("bend", [1, 60, 199])
+def test_guessing_along_the_secant_finds_what_halving_finds(budget_s: float, bend: int) -> None:
+    asked: list[int] = []
+
+    def seconds(tokens: int) -> float:
+        asked.append(tokens)
+        return 0.01 + 1e-4 * tokens + 1e-3 * max(tokens - bend, 0) + 1e-7 * tokens * tokens
+
+    found = largest_within(4000, seconds, budget_s)
+    assert len(asked) <= 2 + MAX_SECANTS + 12
+    assert found == largest(4000, lambda tokens: seconds(tokens) <= budget_s)
+
+
+def test_a_chunk_nearly_proportional_to_its_time_is_found_in_a_handful_of_guesses() -> None:
+    asked: list[int] = []
+
+    def seconds(tokens: int) -> float:
+        asked.append(tokens)
+        return 0.02 + 1e-4 * tokens + 1e-9 * tokens * tokens
+
+    assert largest_within(8192, seconds, 0.0425) == 224
+    assert len(asked) <= 7  # halving asks 14 times
+
+
+def test_a_time_that_jumps_is_solved_too() -> None:
+    assert largest_within(4000, lambda tokens: 0.01 if tokens < 777 else 9.0, 0.02) == 776
+    assert largest_within(4000, lambda tokens: 0.01, 0.02) == 4000
+    assert largest_within(0, lambda tokens: 0.01, 0.02) == 0
 
 
 def test_nothing_is_the_largest_of_nothing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool, PoolSettings
-from echo_sglang.policy.selection import SelectionSettings, select_candidates
+from echo_sglang.policy.selection import SelectionSettings, being_computed, select_candidates
 
 
 def filled(documents: int, questions: int) -> OfflinePool:
@@ -41,6 +41,29 @@ def test_all_questions_of_a_cached_document_are_tried_together() -> None:
     pool = filled(documents=2, questions=4)
     pool.admit("0-0")  # document 0 is the group at work
     assert select(pool, cached={"0": 200})[:3] == ["0-1", "0-2", "0-3"]
+
+
+def test_siblings_wait_for_what_a_half_done_prompt_is_computing() -> None:
+    pool = filled(documents=2, questions=4)
+    prompt = pool.tokens("0-0")
+    pool.admit("0-0")
+
+    def chosen_after(computed: int) -> list[str]:
+        candidates = select_candidates(
+            pool,
+            lambda entry: computed if entry.rid[0] == "0" else 0,
+            now_s=0.0,
+            step=7,
+            wanted_tokens=10_000,
+            settings=SelectionSettings(slack_tokens=32),
+            computing=being_computed(pool, prompt, computed, SelectionSettings(slack_tokens=32)),
+        )
+        return [candidate.rid for candidate in candidates]
+
+    # 200 tokens of document: with 100 of them in the cache nobody computes the others again,
+    # with 170 the last 30 are not worth the wait
+    assert chosen_after(100) == ["1-0"]
+    assert chosen_after(170)[:3] == ["0-1", "0-2", "0-3"]
 
 
 def test_no_more_candidates_are_probed_than_the_chunk_needs() -> None:

@@ -32,6 +32,36 @@ def test_a_request_that_ran_ahead_owns_slack() -> None:
     assert ahead.gap_deadline_s(SLO) == pytest.approx(12.1)
 
 
+def test_the_token_after_the_one_in_flight_is_due_one_tpot_later() -> None:
+    running = progress()
+    running.note(1, 11.0)
+    # noted: the first. The second is on its way until 11.2; the third is due 2 * 0.27 after it.
+    assert running.decode_deadline_s(SLO) == pytest.approx(11.27)
+    assert running.decode_deadline_s(SLO, 11.2) == pytest.approx(11.54)
+    # no gap may exceed 3 * 0.3 s
+    assert running.gap_deadline_s(SLO) == pytest.approx(11.9)
+    assert running.gap_deadline_s(SLO, 11.2) == pytest.approx(12.1)
+
+
+def test_a_first_token_in_flight_is_counted_from_when_it_comes() -> None:
+    fresh = progress()
+    assert fresh.decode_deadline_s(SLO, 10.4) == pytest.approx(10.67)
+    assert fresh.gap_deadline_s(SLO) == math.inf
+
+
+def test_every_request_is_held_to_its_own_slo() -> None:
+    strict = OnlineProgress(arrival_s=10.0, ttft_slo_s=1.0, tpot_slo_s=0.1)
+    assert strict.next_deadline_s(SLO) == pytest.approx(10.9)
+    strict.note(1, 10.8)
+    assert strict.next_deadline_s(SLO) == pytest.approx(10.89)
+    strict.note(2, 10.95)
+    assert not strict.attained
+    lax = progress()
+    lax.note(1, 10.8)
+    lax.note(2, 10.95)
+    assert lax.attained
+
+
 def test_attainment_needs_both_slos() -> None:
     met, slow_first, slow_rest = progress(), progress(), progress()
     met.note(1, 11.9)
