@@ -117,3 +117,29 @@ def test_what_must_be_prepared_at_arrival_does_not_wait_as_tokens() -> None:
     grammar = tokenized("a", [1])
     grammar.sampling_params.regex = "[ab]+"
     assert not can_wait_as_tokens(grammar)
+
+
+def test_a_job_is_charged_for_what_was_computed_and_produced_but_not_for_giving_way() -> None:
+    q = queue()
+    tag = RequestTag(service_class=ServiceClass.OFFLINE, job="nightly", weight=2.0)
+    recv = tokenized("a", list(range(1, 101)))
+    q.add_tokenized(recv, tag, now_s=5.0, deadline_s=None, cached_tokens=0, max_new_tokens=8)
+    req = q.materialize("a")
+    assert isinstance(req, EchoReq)
+    req.tag = tag
+    req.prefix_len = 40  # as SGLang's adder finds it in the cache
+    q.admitted("a")
+    (job,) = q.pool.shares.jobs()
+    assert (job.name, job.weight, job.waiting, job.running) == ("nightly", 2.0, 0, 1)
+    assert (job.computed_tokens, job.cached_tokens) == (60, 40)
+    req.output_ids.extend([7, 8, 9])
+    q.add_req(req, now_s=6.0, parked_at_step=3)
+    assert (job.waiting, job.running, job.output_tokens) == (1, 0, 3)
+    req.prefix_len = 0
+    q.admitted("a")
+    assert (job.computed_tokens, job.cached_tokens) == (60, 40)
+    req.output_ids.extend([7, 8, 9, 10, 11])
+    q.ended(req)
+    q.ended(req)
+    assert (job.waiting, job.running, job.output_tokens) == (0, 0, 8)
+    assert job.recent_tokens(5.0) == 60 + 2 * 8

@@ -47,6 +47,13 @@ def test_a_configuration_survives_the_environment() -> None:
         ("reserve_quantile", 0.4, "--echo-reserve-quantile"),
         ("eviction", "fifo", "--echo-eviction"),
         ("online_weight", -0.5, "--echo-online-weight"),
+        ("turn_tokens", 0, "--echo-turn-tokens"),
+        ("job_weights", "gold", "--echo-job-weights"),
+        ("job_weights", "gold=", "--echo-job-weights"),
+        ("job_weights", "=2", "--echo-job-weights"),
+        ("job_weights", "gold=0", "--echo-job-weights"),
+        ("job_weights", "gold=1,*=1000", "--echo-job-weights"),
+        ("job_weights", "gold=nan", "--echo-job-weights"),
         ("online_weight", float("inf"), "--echo-online-weight"),
         ("min_parked_steps", 1, "--echo-min-parked-steps"),
         ("max_pooled", 0, "--echo-max-pooled"),
@@ -88,3 +95,9 @@ def test_a_reserve_whose_floor_is_above_its_ceiling_is_refused() -> None:
     config = EchoConfig(reserve_floor_tokens=900, reserve_ceiling_tokens=800)
     with pytest.raises(ConfigError, match="at least the floor, 900"):
         config.reserve_limits(10_000)
+
+
+def test_weights_of_jobs_are_read_with_a_name_for_all_others() -> None:
+    config = EchoConfig(job_weights=" gold = 4, team=a=0.5 ,*=1,")
+    assert config.weights_of_jobs() == {"gold": 4.0, "team=a": 0.5, "*": 1.0}
+    assert EchoConfig().weights_of_jobs() == {}

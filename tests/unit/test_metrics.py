@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+
 import prometheus_client
 import pytest
 
@@ -10,6 +13,8 @@ from echo_sglang.estimate.health import StepTimeStatus
 from echo_sglang.estimate.report import RegimeReport
 from echo_sglang.metrics import Instruments, PrometheusInstrument, prometheus_instruments
 from echo_sglang.policy.attainment import OnlineProgress
+from echo_sglang.policy.deadlines import Outlook
+from echo_sglang.policy.offline_status import OfflineProspects
 
 
 class Recorder:
@@ -30,6 +35,9 @@ class Recorder:
 
     def step_times(self, status: StepTimeStatus) -> None:
         self.heard.append(f"safe mode: {status.safe_mode}")
+
+    def offline(self, prospects: OfflineProspects) -> None:
+        self.heard.append(f"late: {prospects.late_requests}")
 
 
 def test_an_instrument_that_fails_is_switched_off_and_the_others_go_on(
@@ -115,3 +123,39 @@ def test_without_metrics_nothing_is_registered_or_reported() -> None:
     before = set(prometheus_client.REGISTRY._names_to_collectors)
     prometheus_instruments(enabled=False).count("rows_released", 1)
     assert set(prometheus_client.REGISTRY._names_to_collectors) == before
+
+
+def prospects(*laxities_s: float | None) -> OfflineProspects:
+    """One class of ten requests for every laxity, late if it is below 0."""
+    outlook = tuple(
+        Outlook(
+            due_s=100.0,
+            requests=10,
+            work=1_000.0,
+            finish_s=None if laxity_s is None else 100.0 - laxity_s,
+            laxity_s=laxity_s,
+            late_requests=10 if laxity_s is not None and laxity_s < 0 else 0,
+            urgent=False,
+            hopeless=False,
+            urgency=1.0,
+        )
+        for laxity_s in laxities_s
+    )
+    return OfflineProspects(now_s=0.0, jobs_waiting=3, work_per_s=250.0, outlook=outlook)
+
+
+def instrument_of(registry: prometheus_client.CollectorRegistry) -> PrometheusInstrument:
+    kinds = {
+        kind: partial(getattr(prometheus_client, kind), registry=registry)
+        for kind in ("Histogram", "Counter", "Gauge")
+    }
+    return PrometheusInstrument(SimpleNamespace(**kinds))
+
+
+def test_prometheus_says_what_will_be_late_and_how_tight_it_is() -> None:
+    registry = prometheus_client.CollectorRegistry()
+    Instruments([instrument_of(registry)]).offline(prospects(30.0, -5.0, None))
+    assert registry.get_sample_value("echo:offline_late_requests") == 10.0
+    assert registry.get_sample_value("echo:offline_least_laxity_seconds") == -5.0
+    assert registry.get_sample_value("echo:offline_work_per_second") == 250.0
+    assert registry.get_sample_value("echo:offline_jobs_waiting") == 3.0
