@@ -77,7 +77,7 @@ bench: setup  ## stock SGLang against Echo on one machine: table and plot in res
 bench-kv: patched  ## the KV cache's own cost beside SGLang's Rust and Python cores (8 minutes)
 	$(VENV) eval/bench_kv.py
 
-bench-emulated: patched  ## stock against Echo, part by part, on an emulated GPU: table and plots (2 hours)
+bench-emulated: patched  ## stock against Echo, part by part, on an emulated GPU: table and plots (hours)
 	$(VENV) eval/run.py emulated --seeds 1,2 --jobs 2
 
 bench-kv-hits: patched  ## what each eviction keeps, on an emulated GPU (20 minutes)

@@ -184,6 +184,7 @@ def _run_step_time(arguments: argparse.Namespace) -> None:
 
 def _run_emulated(plan: emulated.Plan) -> None:
     medians = emulated.run(plan)
+    emulated.plot(plan, medians)
     print(f"\n{emulated.text_table(medians)}\n")
     for name, found in emulated.verdict(medians).items():
         print(name, *(f"{k}: {'-' if v is None else f'{v:.2f}'}" for k, v in found.items()))

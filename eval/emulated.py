@@ -173,11 +173,16 @@ def report(plan: Plan, cells: Sequence[Cell]) -> pd.DataFrame:
             "setups": {cell.file_name: cell.spec.to_json()["setup"] for cell in cells},
         },
     )
+    return medians
+
+
+def plot(plan: Plan, medians: pd.DataFrame) -> None:
+    """Write one picture a scenario beside the table."""
     slos = {scenario.name: plan.slo_of(scenario) for scenario in plan.scenarios}
+    source = provenance(plan)
     seeds = ", ".join(map(str, plan.seeds))
     caption = f"{source['hardware']}; commit {source['commit'][:10]}; seeds {seeds}"
     plot_scenarios(medians, plan.results, slos=slos, caption=caption)
-    return medians
 
 
 def provenance(plan: Plan) -> dict[str, Any]:

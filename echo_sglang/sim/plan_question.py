@@ -58,7 +58,9 @@ class Question:
     def __post_init__(self) -> None:
         starts_s = self.starts_s
         _require(
-            0 < len(starts_s) <= MAX_WINDOWS, f"{len(starts_s)} windows", f"1 to {MAX_WINDOWS}"
+            0 < len(starts_s) <= MAX_WINDOWS,
+            f"{len(starts_s)} windows",
+            f"1 to {MAX_WINDOWS}; say --starts-s or a smaller --per-hour",
         )
         _require(all(_finite(s, 0.0) for s in starts_s), f"starts {starts_s}", "0 s or later")
         _require(_positive(self.window_s), f"windows of {self.window_s} s", "more than 0 s")

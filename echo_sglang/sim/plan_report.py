@@ -97,7 +97,8 @@ def plot_trade_off(question: Question, answer: Answer, path: Path) -> bool:
         axis.set(xlabel=f"online {name} p99, ms")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    axes[0].set(ylabel="offline tokens/s, all replicas", ylim=(0, None))
+    highest = max(point.harvested_tokens_per_s for point in answer.trade_off)
+    axes[0].set(ylabel="offline tokens/s, all replicas", ylim=(0, 1.15 * highest or 1.0))
     figure.suptitle(
         f"emulated {question.device} x {answer.replicas}, from second "
         f"{answer.trade_off[0].start_s:g}, seed {question.seed}; labels: share of the SLO used"

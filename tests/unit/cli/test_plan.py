@@ -108,6 +108,14 @@ def test_windows_without_any_online_request_are_refused(tmp_path: Path) -> None:
     assert "no online request arrives" in said and "ends at 30 s" in said
 
 
+def test_more_windows_than_anybody_waits_for_are_refused(tmp_path: Path) -> None:
+    rates = tmp_path / "rates.csv"
+    rates.write_text("window_start_s,req_per_s\n0,1\n1200000,1\n")
+    # 1,200,000 s twice are 667 hours, 2 windows each.
+    said = refused(tmp_path, "--online", f"servegen:{rates}")
+    assert "1334 windows" in said and "--per-hour" in said
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

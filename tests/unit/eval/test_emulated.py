@@ -106,7 +106,8 @@ def test_a_cell_of_another_spec_is_measured_again(tmp_path: Path) -> None:
 
 
 def test_results_say_where_they_come_from(tmp_path: Path) -> None:
-    emulated.run(plan_in(tmp_path, contenders=(ECHO,)), FakeDevice())
+    plan = plan_in(tmp_path, contenders=(ECHO,))
+    emulated.plot(plan, emulated.run(plan, FakeDevice()))
     result = json.loads((tmp_path / "emulated.json").read_text("utf-8"))
     assert result["provenance"]["hardware"] == "emulated A100-80G:Llama-3.1-8B"
     assert len(result["medians"]) == 1

@@ -67,7 +67,7 @@ def question(**fields: Any) -> Question:
             "online": online_source("poisson:10"),
             "offline": DocumentQuestions(documents=2),
             "slo": Slo(ttft_s=0.5, tpot_s=0.05),
-            "window_s": 600.0,
+            "window_s": 200.0,
         }
         | fields
     )
@@ -138,7 +138,7 @@ def test_the_harvest_is_that_of_all_replicas() -> None:
     servers = FakeServers()
     answer = plan(question(replicas=5), servers)
     (window,) = answer.windows
-    load = window.online_requests / 600.0
+    load = window.online_requests / 200.0
     assert window.harvested_per_s == pytest.approx(5 * (CAPACITY_PER_S - load) * window.margin)
     assert window.harvested_tokens_per_s == pytest.approx(100 * window.harvested_per_s)
 
