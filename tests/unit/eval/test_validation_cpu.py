@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from echo_sglang.config import EchoConfig
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.step_record import ExtendSums, StepMode, StepRecord, TraceHeader
 from echo_sglang.estimate.step_trace import StepTrace
 from echo_sglang.sim.catalog import device_named
 from echo_sglang.sim.processes import run_apart
-from echo_sglang.sim.setup import ServerSetup
 from echo_sglang.sim.workload import prompt_ids
 from eval.harness.records import OnlineRecord, RunRecord
 from eval.harness.workload import OfflineRequest, OnlineRequest, Workload, WorkloadConfig
@@ -25,6 +23,7 @@ from eval.validation_replay import (
     shared_tokens,
 )
 from eval.validation_server import Measured, Plan, Probe, edge_seconds, host_seconds
+from tests.unit.estimate.test_profile import profile
 
 HEAD = [1, 2, 3]
 TOKENS = {
@@ -165,18 +164,19 @@ def test_the_comparison_says_what_holds() -> None:
 
 
 @pytest.mark.slow
-def test_an_emulation_answers_what_was_sent_and_ignores_ends_of_text() -> None:
-    setup = ServerSetup(
-        echo=EchoConfig(slo_ttft_ms=2000, slo_tpot_ms=300),
-        kv_tokens=1000,
-        context_tokens=500,
-        max_running=8,
-        chunk_tokens=128,
-        mixed=True,
-        overlap=False,
+def test_an_emulation_with_a_profile_answers_what_was_sent(tmp_path: Path) -> None:
+    """The profile is of an invented machine, so the emulated server has to be forced to it."""
+    plan = Plan(results=tmp_path, model_path=tmp_path)
+    plan.profile.write_text(profile().to_json(), encoding="utf-8")
+    limits = {"kv_tokens": 1000, "context_tokens": 500, "rows": 8, "chunk_tokens": 128}
+    measured = Measured(record=played(2.25), host_s=0.002, edge_s=0.0, limits=limits)
+    given = Emulation(
+        requests=requests_as_sent(workload(), measured.record, TOKENS),
+        setup=setup_of(plan, measured),
+        device=f"profile:{plan.profile}",
+        window_s=10.0,
+        ratios=(0.9, 1.1),
     )
-    requests = requests_as_sent(workload(), played(2.25), TOKENS)
-    given = Emulation(requests=requests, setup=setup, device="RTX4090:Llama-3.1-8B", window_s=10.0)
     summary = next(run_apart(emulate, [given]))
     assert (summary["online_requests"], summary["offline_done"]) == (1, 3)
     assert summary["attainment"] == 1.0
