@@ -20,7 +20,6 @@ def check_server_args(server_args: Any, environment: Mapping[str, str]) -> None:
     """Raise IncompatibleError naming the first flag that Echo would misbehave with."""
     _refuse_first(
         [
-            (server_args.tp_size > 1, "--tp-size above 1 (ranks would decide alone)"),
             (server_args.pp_size > 1, "--pp-size above 1"),
             (bool(server_args.enable_dp_attention), "--enable-dp-attention"),
             (

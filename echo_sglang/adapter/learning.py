@@ -10,6 +10,7 @@ from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from echo_sglang.adapter.clock import ClockedScheduler
 from echo_sglang.adapter.demand import note_length
 from echo_sglang.adapter.profiles import ServerProfile
+from echo_sglang.adapter.ranks import Ranks
 from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.adapter.step_timer import LaunchedStep, StepTimer, batch_shape
 from echo_sglang.adapter.step_tracer import StepTracer
@@ -31,6 +32,7 @@ STEP_TIMES_EVERY_S = 5.0
 class StepLearning(ClockedScheduler):
     """The part of EchoScheduler that measures. EchoScheduler sets what is declared here."""
 
+    ranks: Ranks
     fitter: StepTimeFitter
     output_lengths: OutputLengths
     server_profile: ServerProfile | None = None
@@ -48,6 +50,8 @@ class StepLearning(ClockedScheduler):
 
     def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
         """Note what the device was given."""
+        if not self.ranks.leads:
+            return super().run_batch(batch, *args, **kwargs)
         shape = batch_shape(batch)
         launched_s = self.echo_clock()
         result = super().run_batch(batch, *args, **kwargs)
@@ -67,7 +71,11 @@ class StepLearning(ClockedScheduler):
         return result
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
-        """Measure the iteration and follow the progress of online requests."""
+        """Measure the iteration and follow the progress of online requests. Ranks that follow
+        need to know neither."""
+        if not self.ranks.leads:
+            super().process_batch_result(batch, result)
+            return
         if not self.device_is_synchronous:
             if result.copy_done is not None:
                 result.copy_done.synchronize()
