@@ -11,7 +11,13 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from echo_sglang.adapter.clock import ClockedScheduler
 from echo_sglang.adapter.offline_queue import OfflineQueue
-from echo_sglang.adapter.requests import EchoReq, can_wait_as_tokens, is_offline, tag_of
+from echo_sglang.adapter.requests import (
+    EchoReq,
+    can_wait_as_tokens,
+    is_offline,
+    namespace_of,
+    tag_of,
+)
 from echo_sglang.adapter.tree_core import EchoTreeCore
 from echo_sglang.domain.tag import RequestTag, ServiceClass
 from echo_sglang.errors import RequestError
@@ -108,6 +114,7 @@ class RequestIntake(ClockedScheduler):
         for waiting in taken:
             if waiting.req is not None:
                 self._release_aborted_request(waiting.req)
+                self.beam_coordinator.retire_group(waiting.req)
             abort = AbortReq(rid=waiting.source.rid, finished_reason=recv_req.finished_reason)
             self.send_abort_output(abort, waiting.source)
         super().abort_request(recv_req)
@@ -133,7 +140,7 @@ class RequestIntake(ClockedScheduler):
         return self._probe(tokens, *self.offline_queue.namespace_of(entry.rid))
 
     def _match(self, tokens: Any, source: Any) -> int:
-        return self._probe(tokens, source.extra_key, source.cache_salt)
+        return self._probe(tokens, *namespace_of(source))
 
     def _probe(self, tokens: Any, extra_key: str | None, cache_salt: str | None) -> int:
         core = getattr(self.tree_cache, "tree_core", None)
