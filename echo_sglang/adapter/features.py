@@ -157,8 +157,7 @@ FEATURES: tuple[Feature, ...] = (
         "Sliding-window attention",
         "hybrid models",
         "A preempted request keeps its KV in SGLang's cache.",
-        _CACHE
-        + "test_a_preempted_request_of_a_sliding_window_model_keeps_its_kv_in_sglangs_cache",
+        _CACHE + "test_a_preempted_request_of_a_sliding_window_model_keeps_its_kv_in_sglangs_cache",
     ),
     _refused("Pipeline parallel", "`--pp-size`", "Each stage has several batches in flight."),
     _refused(
@@ -200,7 +199,9 @@ FEATURES: tuple[Feature, ...] = (
         "tests/contract/test_scheduler_contract.py::"
         "test_the_rust_server_is_refused_however_it_is_turned_on",
     ),
-    _refused("gRPC server", "`--grpc-port`, `--smg-grpc-mode`, `--grpc-mode`", "It drops the tier."),
+    _refused(
+        "gRPC server", "`--grpc-port`, `--smg-grpc-mode`, `--grpc-mode`", "It drops the tier."
+    ),
     _refused("Ray", "`--use-ray`", ""),
     _refused(
         "Emulated accelerators of several ranks",

@@ -2,8 +2,9 @@
 
 Base: sglang/srt/managers/scheduler.py::Scheduler of the pinned release. Every iteration:
 `_should_defer_prefill` (called once, after finished rows left and the last prefill was
-merged) takes the snapshot, decides (on the first rank; the others are told) and releases; `prefill_candidates` names who may be
-admitted; the prefill adder keeps to the plan; `process_batch_result` measures and learns.
+merged) takes the snapshot, decides (on the first rank; the others are told) and releases;
+`prefill_candidates` names who may be admitted; the prefill adder keeps to the plan;
+`process_batch_result` measures and learns.
 """
 
 from __future__ import annotations

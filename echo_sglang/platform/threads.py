@@ -1,4 +1,5 @@
-"""How OpenMP threads wait and where they run. Imports neither torch nor SGLang: it must come before them."""
+"""How OpenMP threads wait and where they run. Imports neither torch nor SGLang: it must come
+before them."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ def limit_spinning(environ: MutableMapping[str, str]) -> None:
     """
     if not any(name in environ for name in SETTINGS):
         environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+
 
 BINDING = "SGLANG_CPU_OMP_THREADS_BIND"
 

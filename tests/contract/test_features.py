@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("sglang")
 
-from echo_sglang.adapter import compat  # noqa: E402
-from echo_sglang.adapter.features import FEATURES, Feature, Verdict, page  # noqa: E402
-from echo_sglang.adapter.requests import can_release  # noqa: E402
+from echo_sglang.adapter import compat
+from echo_sglang.adapter.features import FEATURES, Feature, Verdict, page
+from echo_sglang.adapter.requests import can_release
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,13 +15,13 @@ import pytest
 
 pytest.importorskip("sglang")
 
-import torch.distributed as dist  # noqa: E402
-import torch.multiprocessing as mp  # noqa: E402
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
-from echo_sglang.adapter import ranks  # noqa: E402
-from echo_sglang.adapter.ranks import Ranks, RankState, nothing_to_decide  # noqa: E402
-from echo_sglang.domain.plan import ChunkAction, Reason, StepPlan  # noqa: E402
-from echo_sglang.errors import RankError  # noqa: E402
+from echo_sglang.adapter import ranks
+from echo_sglang.adapter.ranks import Ranks, RankState, nothing_to_decide
+from echo_sglang.domain.plan import ChunkAction, Reason, StepPlan
+from echo_sglang.errors import RankError
 
 NUM_RANKS = 3
 STEPS = 120
