@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ def answer_to(server: LiveServer, body: dict[str, Any]) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
+
+
+def leave(server: LiveServer, body: dict[str, Any]) -> None:
+    """Read one token and go."""
+    stream = server.iterate("/generate", body)
+    next(stream)
+    stream.close()
 
 
 def settle(holds: Callable[[], bool]) -> bool:
@@ -82,16 +89,17 @@ def test_three_ranks_run_the_same_batches_under_random_delays(
         for d in range(DOCUMENTS)
     ]
     online = [generate(prompt(500 + i, 20 + 15 * i), 4 + i, ONLINE) for i in range(8)]
-    with ThreadPoolExecutor(max_workers=len(offline) + 2) as clients:
+    left: list[Future[None]] = []
+    with ThreadPoolExecutor(max_workers=len(offline) + len(online)) as clients:
         pooled = [clients.submit(answer_to, ranks, body) for body in offline]
         for i, body in enumerate(online):
             waited_for = pooled[3 * i]
             settle(waited_for.done)
             assert answer_to(ranks, body)["meta_info"]["completion_tokens"] == 4 + i
-            leaving = ranks.iterate("/generate", generate(prompt(700 + i, 40), 400, OFFLINE))
-            gone = clients.submit(lambda stream=leaving: (next(stream), stream.close()))
-            gone.result(timeout=120)
+            left.append(clients.submit(leave, ranks, generate(prompt(700 + i, 40), 400, OFFLINE)))
         answers = [future.result(timeout=120) for future in pooled]
+        for gone in left:
+            gone.result(timeout=120)
     for body, answer in zip(offline, answers, strict=True):
         wanted = body["sampling_params"]["max_new_tokens"]
         assert answer["meta_info"]["completion_tokens"] == wanted
