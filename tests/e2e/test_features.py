@@ -27,7 +27,7 @@ SLOTS = 3
 KV_TOKENS = 2000
 NUM_LAYERS = 4
 RANK = 4
-NUM_NEW = 40
+NUM_NEW = 80
 
 
 def write_adapter(folder: Path, model_path: str, *, seed: int) -> str:
@@ -166,40 +166,6 @@ def test_logprobs_are_the_same_with_and_without_preemption_of_others(server: Liv
             assert mine == theirs or mine == pytest.approx(theirs, abs=1e-3)
 
 
-def test_a_beam_search_is_kept_and_gives_its_sequences(server: LiveServer) -> None:
-    body = generate(prompt(4, 50), NUM_NEW, OFFLINE)
-    body["sampling_params"] |= {"beam_width": 2, "n": 2}
-    undisturbed = answer_to(server, body)
-    until_idle(server)
-    with ThreadPoolExecutor(max_workers=2) as clients:
-        beam = clients.submit(answer_to, server, body)
-        until(server, lambda s: s["requests"]["offline_running"] >= 1, "the beams run")
-        other = clients.submit(answer_to, server, neighbours(1)[0])
-        for i in range(2):
-            answer_to(server, generate(prompt(60 + i, 30), 3, ONLINE))
-        answer, _ = beam.result(), other.result()
-    assert [a["output_ids"] for a in answer] == [u["output_ids"] for u in undisturbed]
-    assert len(answer) == 2
-    assert preemptions(answer) == [0, 0]
-    until_idle(server)
-
-
-def test_beams_that_are_aborted_while_they_wait_leave_nothing(server: LiveServer) -> None:
-    body = generate(prompt(5, 50), NUM_NEW, OFFLINE)
-    body["sampling_params"] |= {"beam_width": 2, "n": 2}
-    with ThreadPoolExecutor(max_workers=SLOTS + 1) as clients:
-        running = [clients.submit(answer_to, server, b) for b in neighbours(SLOTS)]
-        until(server, lambda s: s["requests"]["offline_running"] == SLOTS, "all slots taken")
-        waiting = clients.submit(server.post, "/generate", body)
-        until(server, lambda s: s["requests"]["offline_pooled"] >= 1, "the beams wait")
-        server.post("/abort_request", {"abort_all": True})
-        assert "abort" in waiting.result().text.lower()
-        for future in running:
-            future.result()
-    memory = until_idle(server)["memory_tokens"]
-    assert memory["free"] + memory["cached"] == KV_TOKENS
-
-
 def test_an_offline_turn_of_a_session_is_kept_and_finds_the_turn_before(
     server: LiveServer,
 ) -> None:
@@ -226,3 +192,42 @@ def test_parallel_samples_of_an_offline_request_all_come(server: LiveServer) -> 
     assert [answer["meta_info"]["completion_tokens"] for answer in answers] == [12] * 5
     assert len({tuple(answer["output_ids"]) for answer in answers}) == 1
     assert status(server)["requests"]["offline_pooled"] == 0
+
+
+def sequences(answer: Any) -> list[list[int]]:
+    """The tokens of every beam, the best first."""
+    return [beam["output_ids"] for beam in answer["meta_info"]["beam_results"]]
+
+
+def test_a_beam_search_is_kept_and_gives_its_sequences(server: LiveServer) -> None:
+    body = generate(prompt(4, 50), NUM_NEW, OFFLINE)
+    body["sampling_params"] |= {"beam_width": 2, "n": 2}
+    undisturbed = answer_to(server, body)
+    until_idle(server)
+    with ThreadPoolExecutor(max_workers=2) as clients:
+        beam = clients.submit(answer_to, server, body)
+        until(server, lambda s: s["requests"]["offline_running"] >= 1, "the beams run")
+        other = clients.submit(answer_to, server, neighbours(1)[0])
+        for i in range(2):
+            answer_to(server, generate(prompt(60 + i, 30), 3, ONLINE))
+        answer, _ = beam.result(), other.result()
+    assert sequences(answer) == sequences(undisturbed)
+    assert len(sequences(answer)) == 2
+    assert preemptions([answer]) == [0]
+    until_idle(server)
+
+
+def test_beams_that_are_aborted_while_they_wait_leave_nothing(server: LiveServer) -> None:
+    body = generate(prompt(5, 50), NUM_NEW, OFFLINE)
+    body["sampling_params"] |= {"beam_width": 2, "n": 2}
+    with ThreadPoolExecutor(max_workers=SLOTS + 1) as clients:
+        running = [clients.submit(answer_to, server, b) for b in neighbours(SLOTS)]
+        until(server, lambda s: s["requests"]["offline_running"] == SLOTS, "all slots taken")
+        waiting = clients.submit(server.post, "/generate", body)
+        until(server, lambda s: s["requests"]["offline_pooled"] >= 1, "the beams wait")
+        server.post("/abort_request", {"abort_all": True})
+        assert "abort" in waiting.result().text.lower()
+        for future in running:
+            future.result()
+    memory = until_idle(server)["memory_tokens"]
+    assert memory["free"] + memory["cached"] == KV_TOKENS
