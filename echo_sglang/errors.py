@@ -4,6 +4,7 @@ EchoError
 ├── ConfigError           a flag or environment value is not allowed
 ├── RequestError          a request field is not allowed (answered with HTTP 400)
 ├── IncompatibleError     this SGLang (version, patches, seams) or model cannot be served
+├── RankError             the ranks of one engine no longer agree
 ├── ServerError           a running server cannot do what a command needs of it
 ├── TraceError            a decision log or step trace cannot be read
 ├── ProfileError          a step-time profile cannot be made, read or used here
@@ -33,6 +34,10 @@ class RequestError(EchoError):
 
 class IncompatibleError(EchoError):
     """The installed SGLang or the chosen model cannot be served by this release."""
+
+
+class RankError(EchoError):
+    """The ranks of one engine no longer have the same requests, rows or KV."""
 
 
 class ServerError(EchoError):

@@ -3,12 +3,14 @@ before the first request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from echo_sglang.adapter.radix_cache import BACKEND, EchoRadixCache
 from echo_sglang.config import EvictionPolicy
 from echo_sglang.errors import IncompatibleError
+from echo_sglang.sim.environment import EMULATE_ENV
 
 if TYPE_CHECKING:
     from echo_sglang.adapter.scheduler import EchoScheduler
@@ -16,33 +18,84 @@ if TYPE_CHECKING:
 OFF = "drop it, or serve as stock SGLang does with --echo-off"
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One thing that ends the start. feature: its row in `features.FEATURES`. given: the flag and
+    why, for the message. holds: whether it is there."""
+
+    feature: str
+    given: str
+    holds: Callable[[Any, Mapping[str, str]], bool]
+
+
+def _flag(feature: str, name: str, why: str, absent: tuple[Any, ...] = (None, False)) -> Refusal:
+    """A flag that is refused unless its value is one of `absent`."""
+    given = f"--{name.replace('_', '-')}{why}"
+    return Refusal(feature, given, lambda args, _: getattr(args, name) not in absent)
+
+
+def _above_one(feature: str, name: str, why: str = "") -> Refusal:
+    given = f"--{name.replace('_', '-')} above 1{why}"
+    return Refusal(feature, given, lambda args, _: getattr(args, name) > 1)
+
+
+FLAG_REFUSALS: tuple[Refusal, ...] = (
+    _above_one("Pipeline parallel", "pp_size"),
+    _flag("DP attention", "enable_dp_attention", " (its ranks share no queue and no decision)"),
+    _above_one("DP attention", "attn_dp_size", " (its ranks share no queue and no decision)"),
+    _above_one("Context parallel", "attn_cp_size"),
+    _above_one("Context parallel", "dcp_size"),
+    _flag("Context parallel", "enable_prefill_cp", ""),
+    _above_one(
+        "Several tokenizer workers",
+        "tokenizer_worker_num",
+        " (its workers load no plugin and drop the tier)",
+    ),
+    Refusal(
+        "Rust server",
+        "SGLANG_RUST_SERVER (it passes by the plugin and drops the tier)",
+        lambda _, environment: environment.get("SGLANG_RUST_SERVER", "0") not in ("", "0", "false"),
+    ),
+    _flag("gRPC server", "smg_grpc_mode", " (it passes by the HTTP edge, which knows the tier)"),
+    _flag("gRPC server", "grpc_mode", " (it passes by the HTTP edge, which knows the tier)"),
+    _flag("gRPC server", "grpc_port", " (it passes by the HTTP edge, which knows the tier)"),
+    _flag("Ray", "use_ray", " (its actors are not started with this configuration)"),
+    _flag("Prefill/decode disaggregation", "disaggregation_mode", "", ("null",)),
+    _flag("Encoder disaggregation", "encoder_only", ""),
+    _flag("Encoder disaggregation", "language_only", ""),
+    _flag("Speculative decoding", "speculative_algorithm", ""),
+    _flag("Speculative decoding", "decoupled_spec_role", "", (None, "null")),
+    _flag("PD multiplexing", "enable_pdmux", " (it has an event loop of its own)"),
+    _flag("HiSparse", "enable_hisparse", " (it has a prefill-to-decode transition of its own)"),
+    _flag("Two-batch overlap", "enable_two_batch_overlap", " (not tested with Echo)"),
+    _flag("Two-batch overlap", "enable_single_batch_overlap", " (not tested with Echo)"),
+    _flag("Elastic expert parallel", "elastic_ep_backend", " (ranks come and go)"),
+    _flag("Prefill delayers", "enable_prefill_delayer", " (Echo decides when to prefill)"),
+    _flag("Prefill delayers", "min_free_slots_delay", " (Echo decides when to prefill)"),
+    _flag("Embedding models", "is_embedding", " (it generates nothing)"),
+    _flag("Diffusion language models", "dllm_algorithm", ""),
+    _flag(
+        "Priority scheduling",
+        "enable_priority_scheduling",
+        " (the service tier takes its place)",
+    ),
+    Refusal(
+        "Unchunked prefill",
+        "--chunked-prefill-size -1 (offline prompts must be cut to fit an SLO)",
+        lambda args, _: (args.chunked_prefill_size or 0) < 0,
+    ),
+    Refusal(
+        "Emulated accelerators of several ranks",
+        "--tp-size above 1 with --echo-emulate (name hardware of as many devices instead)",
+        lambda args, environment: args.tp_size > 1 and EMULATE_ENV in environment,
+    ),
+)
+"""Refused by `check_server_args`, in this order."""
+
+
 def check_server_args(server_args: Any, environment: Mapping[str, str]) -> None:
     """Raise IncompatibleError naming the first flag that Echo would misbehave with."""
-    _refuse_first(
-        [
-            (server_args.tp_size > 1, "--tp-size above 1 (ranks would decide alone)"),
-            (server_args.pp_size > 1, "--pp-size above 1"),
-            (bool(server_args.enable_dp_attention), "--enable-dp-attention"),
-            (
-                server_args.tokenizer_worker_num > 1,
-                "--tokenizer-worker-num above 1 (its workers load no plugin and drop the tier)",
-            ),
-            (
-                environment.get("SGLANG_RUST_SERVER", "0") not in ("", "0", "false"),
-                "SGLANG_RUST_SERVER (it passes by the plugin and drops the tier)",
-            ),
-            (server_args.disaggregation_mode != "null", "--disaggregation-mode"),
-            (server_args.speculative_algorithm is not None, "--speculative-algorithm"),
-            (
-                bool(server_args.enable_priority_scheduling),
-                "--enable-priority-scheduling (the service tier takes its place)",
-            ),
-            (
-                (server_args.chunked_prefill_size or 0) < 0,
-                "--chunked-prefill-size -1 (offline prompts must be cut to fit an SLO)",
-            ),
-        ]
-    )
+    _refuse_first((r.holds(server_args, environment), r.given) for r in FLAG_REFUSALS)
 
 
 def check_eviction(

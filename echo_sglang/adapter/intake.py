@@ -12,7 +12,13 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from echo_sglang.adapter.clock import ClockedScheduler
 from echo_sglang.adapter.offline_queue import CachedPrefix, OfflineQueue
-from echo_sglang.adapter.requests import EchoReq, can_wait_as_tokens, is_offline, tag_of
+from echo_sglang.adapter.requests import (
+    EchoReq,
+    can_wait_as_tokens,
+    is_offline,
+    namespace_of,
+    tag_of,
+)
 from echo_sglang.adapter.tree_core import EchoTreeCore
 from echo_sglang.domain.tag import RequestTag, ServiceClass
 from echo_sglang.errors import RequestError
@@ -118,6 +124,7 @@ class RequestIntake(ClockedScheduler):
                 self._count("offline_aborted", 1)
             else:
                 self._release_aborted_request(waiting.req)
+                self.beam_coordinator.retire_group(waiting.req)
             abort = AbortReq(rid=waiting.source.rid, finished_reason=recv_req.finished_reason)
             self.send_abort_output(abort, waiting.source)
         super().abort_request(recv_req)
@@ -157,7 +164,7 @@ class RequestIntake(ClockedScheduler):
         return found.tokens
 
     def _match(self, tokens: Any, source: Any) -> int:
-        return self._probe(tokens, source.extra_key, source.cache_salt).tokens
+        return self._probe(tokens, *namespace_of(source)).tokens
 
     def _probe(self, tokens: Any, extra_key: str | None, cache_salt: str | None) -> CachedPrefix:
         core = getattr(self.tree_cache, "tree_core", None)

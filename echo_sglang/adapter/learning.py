@@ -11,6 +11,7 @@ from echo_sglang.adapter.clock import ClockedScheduler
 from echo_sglang.adapter.demand import note_length
 from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.profiles import ServerProfile
+from echo_sglang.adapter.ranks import Ranks
 from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.adapter.step_timer import LaunchedStep, StepTimer, batch_shape
 from echo_sglang.adapter.step_tracer import StepTracer
@@ -33,6 +34,7 @@ STEP_TIMES_EVERY_S = 5.0
 class StepLearning(ClockedScheduler):
     """The part of EchoScheduler that measures. EchoScheduler sets what is declared here."""
 
+    ranks: Ranks
     fitter: StepTimeFitter
     offline_queue: OfflineQueue
     output_lengths: OutputLengths
@@ -53,6 +55,8 @@ class StepLearning(ClockedScheduler):
 
     def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
         """Note what the device was given."""
+        if not self.ranks.leads:
+            return super().run_batch(batch, *args, **kwargs)
         shape = batch_shape(batch)
         launched_s = self.echo_clock()
         result = super().run_batch(batch, *args, **kwargs)
@@ -72,7 +76,11 @@ class StepLearning(ClockedScheduler):
         return result
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
-        """Measure the iteration and follow the progress of online requests."""
+        """Measure the iteration and follow the progress of online requests. Ranks that follow
+        need to know neither."""
+        if not self.ranks.leads:
+            super().process_batch_result(batch, result)
+            return
         if not self.device_is_synchronous:
             if result.copy_done is not None:
                 result.copy_done.synchronize()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import Req
 
-from echo_sglang.adapter.requests import EchoReq
+from echo_sglang.adapter.requests import EchoReq, namespace_of
 from echo_sglang.domain.tag import RequestTag
 from echo_sglang.kv.namespaces import Namespaces
 from echo_sglang.policy.jobs import NO_JOB
@@ -201,11 +201,10 @@ class OfflineQueue:
 
     def namespace_of(self, rid: str) -> tuple[str | None, str | None]:
         """(extra_key, cache_salt) of a waiting request: only equal ones share KV."""
-        source = self._waiting[rid].source
-        return source.extra_key, source.cache_salt
+        return namespace_of(self._waiting[rid].source)
 
     def _mark(self, source: Any) -> array[int]:
-        return self.namespaces.mark(source.extra_key, source.cache_salt)
+        return self.namespaces.mark(*namespace_of(source))
 
     def _add(
         self, entry: OfflineEntry, tokens: array[int], waiting: _Waiting, cached_tokens: int
@@ -222,7 +221,7 @@ class OfflineQueue:
     def _tell(self, tokens: array[int], source: Any) -> None:
         if self.listener is not None:
             unmarked = tokens[len(self._mark(source)) :]
-            self.listener(unmarked, source.extra_key, source.cache_salt)
+            self.listener(unmarked, *namespace_of(source))
 
 
 def _may_still_produce(req: Req) -> int:

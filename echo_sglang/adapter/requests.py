@@ -50,6 +50,18 @@ def tag_of(recv_req: TokenizedGenerateReqInput) -> RequestTag:
     return RequestTag.from_custom_params(None if params is None else params.custom_params)
 
 
+def namespace_of(source: Req | TokenizedGenerateReqInput) -> tuple[str | None, str | None]:
+    """(extra_key, cache_salt) of a request, built or not: only requests with equal ones share KV.
+
+    SGLang puts the LoRA adapter into the key of a request when it builds it
+    (sglang/srt/managers/schedule_batch.py::Req.__init__).
+    """
+    key = source.extra_key
+    if not isinstance(source, Req) and source.lora_id is not None:
+        key = (key or "") + source.lora_id
+    return key, source.cache_salt
+
+
 def can_wait_as_tokens(recv_req: TokenizedGenerateReqInput) -> bool:
     """True if the request may wait unbuilt: nothing must be prepared before it runs.
 

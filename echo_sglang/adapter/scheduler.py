@@ -2,8 +2,9 @@
 
 Base: sglang/srt/managers/scheduler.py::Scheduler of the pinned release. Every iteration:
 `_should_defer_prefill` (called once, after finished rows left and the last prefill was
-merged) takes the snapshot, decides and releases; `prefill_candidates` names who may be
-admitted; the prefill adder keeps to the plan; `process_batch_result` measures and learns.
+merged) takes the snapshot, decides (on the first rank; the others are told) and releases;
+`prefill_candidates` names who may be admitted; the prefill adder keeps to the plan;
+`process_batch_result` measures and learns.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sglang.srt.managers.io_struct import SetInternalStateReqOutput
@@ -24,6 +26,12 @@ from echo_sglang.adapter.learning import LateWork, StepLearning
 from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
 from echo_sglang.adapter.profiles import profile_for
+from echo_sglang.adapter.ranks import (
+    RankState,
+    nothing_to_decide,
+    path_of_replica,
+    ranks_of,
+)
 from echo_sglang.adapter.release import release_chunk, release_rows
 from echo_sglang.adapter.requests import can_release, is_offline
 from echo_sglang.adapter.routes import DUMP_KEY
@@ -72,6 +80,8 @@ class EchoScheduler(RequestIntake, StepLearning):
         self.output_lengths = OutputLengths()
         self.reserve = reserve_of(config, self.max_total_num_tokens, self.output_lengths)
         self.max_pooled = config.max_pooled
+        self.ranks = ranks_of(self)
+        self._agreed_s = 0.0
         self.offline_queue = OfflineQueue(
             PoolSettings(
                 max_wait_s=config.max_offline_wait_s,
@@ -105,16 +115,16 @@ class EchoScheduler(RequestIntake, StepLearning):
         self._captured: list[Req] | None = None
         self._adder: EchoPrefillAdder | None = None
         self.instruments: Instruments = prometheus_instruments(
-            enabled=self.metrics_reporter.enable_metrics
+            enabled=self.metrics_reporter.enable_metrics and self.ranks.leads
         )
 
     def _attach_core(self) -> EchoTreeCore | None:
-        """Let Echo's tree core, if it is there, follow the pool and this scheduler's clock."""
+        """Let Echo's tree core, if it is there, follow the pool and a clock that all ranks have."""
         core = getattr(self.tree_cache, "tree_core", None)
         if not isinstance(core, EchoTreeCore):
             return None
         queue = self.offline_queue
-        core.attach(self.echo_clock, queue.pool.index, queue.namespaces)
+        core.attach(self.cache_clock, queue.pool.index, queue.namespaces)
         queue.listener = core.references_changed
         return core
 
@@ -123,22 +133,59 @@ class EchoScheduler(RequestIntake, StepLearning):
     def _should_defer_prefill(self, running_batch: ScheduleBatch) -> bool:
         """Decide this iteration; True keeps SGLang from prefilling in it."""
         self.echo_step += 1
-        now_s = self._decided_s = self.echo_clock()
-        snapshot = take_snapshot(self, running_batch, now_s)
-        self.online_denied_tokens = 0
-        plan = decide(snapshot, self.fitter.model, self.echo_settings)
-        self._plan = plan
+        plan = self._plan = self._next_plan(running_batch)
         self.last_chunk_tokens = plan.chunk_tokens
         parked = plan.chunk_action is ChunkAction.PARK
         self.chunk_parked_steps = self.chunk_parked_steps + 1 if parked else 0
-        if plan.reason is not Reason.IDLE or snapshot.online.rows or snapshot.offline_rows:
-            self.decision_log.append(Decision(snapshot, self.fitter.model, plan))
-        self._release(plan, running_batch, now_s)
+        self._release(plan, running_batch, self._decided_s)
         if plan.runs_prefill:
             running_batch.batch_is_full = False
         deferred = super()._should_defer_prefill(running_batch)
         compiling = self.grammar_manager.has_waiting_grammars()
         return deferred or not (plan.runs_prefill or compiling)
+
+    def _next_plan(self, running_batch: ScheduleBatch) -> StepPlan:
+        """The plan of the first rank, the same on all of them."""
+        if self.ranks.alone:
+            self._decided_s, plan = self._decide(running_batch, new_time=True)
+            return plan
+        if nothing_to_decide(self, running_batch):
+            if self.ranks.leads:
+                self._decided_s, plan = self._decide(running_batch, new_time=False)
+                assert not (plan.runs_prefill or plan.release), plan
+            return StepPlan(reason=Reason.IDLE)
+        state = RankState.of(self, running_batch)
+        self._decided_s, plan = self.ranks.share(
+            state, partial(self._decide, running_batch, new_time=True)
+        )
+        if not self.ranks.leads:
+            self._cache_time(self._decided_s)
+        return plan
+
+    def _decide(self, running_batch: ScheduleBatch, *, new_time: bool) -> tuple[float, StepPlan]:
+        """(when, what). new_time: this is a moment at which all ranks' caches grow older."""
+        now_s = self.echo_clock()
+        if new_time:
+            self._cache_time(now_s)
+        snapshot = take_snapshot(self, running_batch, now_s)
+        self.online_denied_tokens = 0
+        plan = decide(snapshot, self.fitter.model, self.echo_settings)
+        if plan.reason is not Reason.IDLE or snapshot.online.rows or snapshot.offline_rows:
+            self.decision_log.append(Decision(snapshot, self.fitter.model, plan))
+        return now_s, plan
+
+    def cache_clock(self) -> float:
+        """The time that the KV cache goes by: that of the last decision where several ranks must
+        evict alike."""
+        return self.echo_clock() if self.ranks.alone else self._agreed_s
+
+    def _cache_time(self, now_s: float) -> None:
+        self._agreed_s = now_s
+        if self.echo_core is not None:
+            self.echo_core.policy.relearn(now_s)
+            if not self.ranks.alone:
+                # A leaf's place depends on when it was given; the first rank asks for it earlier.
+                self.echo_core.rank()
 
     def _release(self, plan: StepPlan, running_batch: ScheduleBatch, now_s: float) -> None:
         if plan.release:
@@ -240,9 +287,10 @@ class EchoScheduler(RequestIntake, StepLearning):
 
     def dump_decisions(self) -> int:
         """Write the decision log to --echo-decision-log; returns the number of decisions."""
-        if not self.decision_log_path:
+        if not self.decision_log_path or not self.ranks.leads:
             return 0
-        with open(self.decision_log_path, "w", encoding="utf-8") as file:
+        path = path_of_replica(Path(self.decision_log_path))
+        with path.open("w", encoding="utf-8") as file:
             unix_offset_s = self.echo_wall_clock() - self.echo_clock()
             for line in self.decision_log.lines(self.echo_settings, unix_offset_s=unix_offset_s):
                 file.write(line + "\n")

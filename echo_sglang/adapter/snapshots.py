@@ -183,7 +183,7 @@ def _memory(scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float) -> Mem
         growth_tokens=int(growth) + scheduler.page_size * len(batch.reqs),
         reserve_tokens=scheduler.reserve.reserve_tokens(now_s),
         denied_tokens=scheduler.online_denied_tokens,
-        protected_tokens=_protected_tokens(scheduler, now_s),
+        protected_tokens=_protected_tokens(scheduler),
         free_tokens=free,
         victim_hits=_victim_hits(scheduler, free - len(batch.reqs)),
     )
@@ -195,12 +195,9 @@ def _online_chunk_tokens(scheduler: EchoScheduler) -> int:
     return 0 if chunk is None or is_offline(chunk) else int(chunk.prefix_len)
 
 
-def _protected_tokens(scheduler: EchoScheduler, now_s: float) -> int:
-    if scheduler.echo_core is None:
-        return 0
-    policy = scheduler.echo_core.policy
-    policy.relearn(now_s)
-    return policy.protected_tokens()
+def _protected_tokens(scheduler: EchoScheduler) -> int:
+    core = scheduler.echo_core
+    return 0 if core is None else core.policy.protected_tokens()
 
 
 def _victim_hits(scheduler: EchoScheduler, free_tokens: int) -> float:
@@ -208,6 +205,8 @@ def _victim_hits(scheduler: EchoScheduler, free_tokens: int) -> float:
     core = scheduler.echo_core
     if core is None or free_tokens >= scheduler.chunked_prefill_size:
         return 0.0
+    if scheduler.ranks.alone:
+        core.rank()
     return core.victim_hits()
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.runtime_context import get_parallel
 
 from echo_sglang.adapter.identity import server_limits
 from echo_sglang.adapter.requests import is_offline
@@ -23,6 +24,7 @@ def build_status(scheduler: EchoScheduler) -> dict[str, Any]:
     slo = scheduler.echo_settings.slo
     return {
         "enabled": True,
+        "parallel": _parallel(scheduler),
         "slo": {"ttft_ms": 1e3 * slo.ttft_slo_s, "tpot_ms": 1e3 * slo.tpot_slo_s},
         "attainment_last_minute": {
             "finished": finished,
@@ -39,6 +41,15 @@ def build_status(scheduler: EchoScheduler) -> dict[str, Any]:
         "reasons": dict(scheduler.decision_log.reasons),
         "counters": dict(scheduler.echo_counters),
         "last_decisions": scheduler.decision_log.last(LAST_DECISIONS),
+    }
+
+
+def _parallel(scheduler: EchoScheduler) -> dict[str, int]:
+    parallel = get_parallel()
+    return {
+        "replica": int(parallel.dp_rank or 0),
+        "replicas": int(parallel.dp_size),
+        "ranks": scheduler.ranks.size,
     }
 
 

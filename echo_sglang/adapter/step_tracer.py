@@ -14,6 +14,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from echo_sglang.adapter.eviction_meter import EvictionMeter
 from echo_sglang.adapter.identity import server_identity, server_limits
+from echo_sglang.adapter.ranks import path_of_replica
 from echo_sglang.adapter.step_facts import StepFacts, step_facts
 from echo_sglang.adapter.step_timer import MeasuredStep
 from echo_sglang.adapter.step_trace import StepTraceWriter
@@ -120,16 +121,13 @@ def make_step_tracer(scheduler: EchoScheduler, config: EchoConfig) -> StepTracer
     writes = parallel.attn_tp_rank == 0 and parallel.pp_rank == parallel.pp_size - 1
     if not config.trace or not writes:
         return None
-    path = Path(config.trace)
-    if parallel.dp_size > 1:
-        path = path.with_name(f"{path.name}.dp{parallel.dp_rank or 0}")
     header = TraceHeader(
         identity=asdict(server_identity(scheduler)),
         limits=server_limits(scheduler),
         started_unix_s=scheduler.echo_wall_clock(),
     )
     file = RotatingFile(
-        path,
+        path_of_replica(Path(config.trace)),
         lambda: json.dumps(header.to_json_values()),
         max_bytes=int(config.trace_mb * BYTES_PER_MB),
         max_files=config.trace_files,

@@ -373,11 +373,15 @@ class EchoTreeCore(UnifiedTreeCore):
         self.policy.evicted(victim, len(victim.key))
         return victim
 
+    def rank(self) -> None:
+        """Give every new leaf its place in the order of eviction."""
+        self.policy.rank(self.references_of)
+
     def victim_hits(self) -> float:
-        """Expected future hits of a token of the leaf that offline work would evict next."""
+        """Expected future hits of a token of the leaf that offline work would evict next, of
+        those ranked."""
         if not self.policy.by_value:
             return 0.0
-        self.policy.rank(self.references_of)
         victim = self.policy.victim(for_offline=True)
         return 0.0 if victim is None else self.policy.worth(victim)
 

@@ -15,7 +15,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 from echo_sglang.platform import device_timer
-from echo_sglang.platform.threads import limit_spinning
+from echo_sglang.platform.threads import limit_spinning, share_cores
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
@@ -67,13 +67,19 @@ class EchoCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return self.device_type
 
     def apply_server_args_defaults(self, server_args: ServerArgs) -> None:
-        """Pick this platform's attention backend where the user named none.
+        """Pick this platform's attention backend where the user named none, and give several
+        ranks cores.
 
         SGLang fills in `intel_amx` for `--device cpu` before platforms are asked; its kernels
         are not in the wheel, so that is treated as "none named" too.
         """
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = ATTENTION_BACKEND
+        share_cores(
+            os.environ,
+            num_ranks=server_args.dp_size * server_args.tp_size * server_args.pp_size,
+            cores=sorted(os.sched_getaffinity(0)),
+        )
 
     def get_default_attention_backend(self) -> str:
         return ATTENTION_BACKEND

@@ -143,3 +143,23 @@ def test_a_job_is_charged_for_what_was_computed_and_produced_but_not_for_giving_
     q.ended(req)
     assert (job.waiting, job.running, job.output_tokens) == (0, 0, 8)
     assert job.recent_tokens(5.0) == 60 + 2 * 8
+
+
+def test_requests_of_different_adapters_share_no_prefix_before_they_are_built() -> None:
+    queue = OfflineQueue(PoolSettings(), lambda _: None)
+    prompt = list(range(100))
+    for rid, lora in (("a", "one"), ("b", "one"), ("c", "two"), ("d", None)):
+        request = tokenized(rid, prompt, lora_id=lora, extra_key="k")
+        queue.add_tokenized(
+            request, OFFLINE, now_s=0.0, deadline_s=None, cached_tokens=0, max_new_tokens=8
+        )
+    # As SGLang joins them when it builds a request.
+    assert queue.namespace_of("a") == ("kone", None)
+    assert queue.namespace_of("d") == ("k", None)
+    assert list(queue.tokens("a")) == prompt
+
+    def waiting_with(extra_key: str) -> int:
+        path = queue.namespaces.mark(extra_key, None) + array("q", prompt)
+        return queue.pool.index.uses(path, len(path)).waiting
+
+    assert [waiting_with(key) for key in ("kone", "ktwo", "k")] == [2, 1, 1]

@@ -24,10 +24,12 @@ from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.adapter.scheduler import EchoScheduler
 from echo_sglang.config import EvictionPolicy
 from echo_sglang.errors import IncompatibleError
+from echo_sglang.sim.environment import EMULATE_ENV
 
 ECHOS_OWN = {
     "echo_clock",
     "echo_wall_clock",
+    "cache_clock",
     "echo_config",
     "dump_decisions",
     "probe_cached",
@@ -176,42 +178,65 @@ def test_a_scheduler_that_is_not_echos_is_refused(monkeypatch: pytest.MonkeyPatc
         verify.verify_registered()
 
 
-FLAGS: dict[str, Any] = {
-    "tp_size": 1,
-    "pp_size": 1,
-    "enable_dp_attention": False,
-    "tokenizer_worker_num": 1,
-    "disaggregation_mode": "null",
-    "speculative_algorithm": None,
-    "enable_priority_scheduling": False,
-    "chunked_prefill_size": None,
-}
-
 REFUSED_FLAGS: dict[str, Any] = {
-    "tp_size": 2,
     "pp_size": 2,
     "enable_dp_attention": True,
+    "attn_dp_size": 2,
+    "attn_cp_size": 2,
+    "dcp_size": 2,
+    "enable_prefill_cp": True,
     "tokenizer_worker_num": 2,
+    "smg_grpc_mode": True,
+    "grpc_mode": True,
+    "grpc_port": 40000,
+    "use_ray": True,
     "disaggregation_mode": "prefill",
+    "encoder_only": True,
+    "language_only": True,
     "speculative_algorithm": "EAGLE",
+    "decoupled_spec_role": "drafter",
+    "enable_pdmux": True,
+    "enable_hisparse": True,
+    "enable_two_batch_overlap": True,
+    "enable_single_batch_overlap": True,
+    "elastic_ep_backend": "mooncake",
+    "enable_prefill_delayer": True,
+    "min_free_slots_delay": 2,
+    "is_embedding": True,
+    "dllm_algorithm": "LowConfidence",
     "enable_priority_scheduling": True,
     "chunked_prefill_size": -1,
 }
 
 
-def test_the_flags_that_echo_judges_are_sglangs() -> None:
+def flags(**given: Any) -> SimpleNamespace:
+    """SGLang's flags as they are by default, but for those given. KeyError if it has no such."""
     from sglang.srt.server_args import ServerArgs
 
-    parameters = inspect.signature(ServerArgs).parameters
-    assert set(FLAGS) <= set(parameters)
+    values = {name: p.default for name, p in inspect.signature(ServerArgs).parameters.items()}
+    for name, value in given.items():
+        assert name in values, f"SGLang has no flag {name}"
+        values[name] = value
+    return SimpleNamespace(**values)
+
+
+def test_sglangs_defaults_with_several_ranks_and_replicas_are_taken() -> None:
+    compat.check_server_args(flags(tp_size=4, dp_size=2, ep_size=4), {})
 
 
 @pytest.mark.parametrize("flag", REFUSED_FLAGS)
 def test_a_flag_that_echo_cannot_serve_is_refused_by_name(flag: str) -> None:
-    given = SimpleNamespace(**{**FLAGS, flag: REFUSED_FLAGS[flag]})
+    given = flags(**{flag: REFUSED_FLAGS[flag]})
     with pytest.raises(IncompatibleError, match=r"--echo-off") as refusal:
         compat.check_server_args(given, {})
-    assert "--" + flag.replace("_", "-") in str(refusal.value)
+    assert str(refusal.value).startswith("--" + flag.replace("_", "-") + " ")
+
+
+def test_an_emulated_server_has_one_rank() -> None:
+    environment = {EMULATE_ENV: "A100-80G:Llama-3.1-8B"}
+    compat.check_server_args(flags(), environment)
+    with pytest.raises(IncompatibleError, match="--tp-size above 1 with --echo-emulate"):
+        compat.check_server_args(flags(tp_size=2), environment)
 
 
 @pytest.mark.parametrize(
@@ -220,10 +245,10 @@ def test_a_flag_that_echo_cannot_serve_is_refused_by_name(flag: str) -> None:
 def test_the_rust_server_is_refused_however_it_is_turned_on(value: str, refused: bool) -> None:
     environment = {"SGLANG_RUST_SERVER": value}
     if not refused:
-        compat.check_server_args(SimpleNamespace(**FLAGS), environment)
+        compat.check_server_args(flags(), environment)
         return
     with pytest.raises(IncompatibleError, match="SGLANG_RUST_SERVER"):
-        compat.check_server_args(SimpleNamespace(**FLAGS), environment)
+        compat.check_server_args(flags(), environment)
 
 
 MODEL: dict[str, Any] = {"is_generation": True, "dllm_config": None, "chunked_prefill_size": 64}
@@ -265,7 +290,7 @@ def test_value_eviction_on_a_cache_that_is_not_echos_is_noticed() -> None:
 def test_the_launcher_refuses_before_it_loads_a_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     command = [sys.executable, "-m", "echo_sglang.launch_server", "--model-path", str(tmp_path)]
-    ended = subprocess.run([*command, "--tp-size", "2"], capture_output=True, text=True)
+    ended = subprocess.run([*command, "--pp-size", "2"], capture_output=True, text=True)
     assert ended.returncode == 2, ended.stderr[-2000:]
-    assert ended.stderr.splitlines()[-1].startswith("echo_sglang: --tp-size above 1")
+    assert ended.stderr.splitlines()[-1].startswith("echo_sglang: --pp-size above 1")
     assert "--echo-off" in ended.stderr.splitlines()[-1]

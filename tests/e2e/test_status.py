@@ -25,6 +25,7 @@ NONE = type(None)
 
 STATUS_SCHEMA: dict[str, Any] = {
     "enabled": bool,
+    "parallel": {"replica": int, "replicas": int, "ranks": int},
     "slo": {"ttft_ms": float, "tpot_ms": float},
     "attainment_last_minute": {"finished": int, "attained": int, "share": float},
     "requests": {
