@@ -10,6 +10,7 @@ import typer
 from echo_sglang.cli.check import check
 from echo_sglang.cli.inspection import inspect
 from echo_sglang.cli.profile import profile
+from echo_sglang.cli.serve import serve
 from echo_sglang.cli.training import train
 
 app = typer.Typer(
@@ -17,9 +18,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Profile a server, train a model of its iteration times, look at one.",
+    help="Serve and keep serving; profile a server, train a model of its iteration times.",
 )
 app.command()(profile)
 app.command()(train)
 app.command()(inspect)
 app.command()(check)
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(serve)

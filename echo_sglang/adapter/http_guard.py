@@ -1,0 +1,142 @@
+"""An ASGI middleware before SGLang's handlers: limits, and 503 while the server drains.
+
+Answers are OpenAI error objects. It wraps `receive` only, so streams and disconnects pass
+through untouched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from echo_sglang.adapter.drain import DRAIN, RETRY_AFTER_S, Drain
+
+MOST_HEADERS = 100
+MOST_HEADER_BYTES = 32 * 1024
+MEGABYTE = 1_000_000
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Refusal(Exception):
+    """A request that is not passed on: HTTP status, machine-readable code, message."""
+
+    def __init__(self, status: int, code: str, message: str, retry_after_s: int | None = None):
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+class HttpGuard:
+    """max_body_mb: largest body, megabytes (10^6 bytes).
+
+    unlimited: path prefixes whose handlers bound their own bodies.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        max_body_mb: float,
+        unlimited: tuple[str, ...] = (),
+        drain: Drain = DRAIN,
+    ) -> None:
+        self._app = app
+        self._max_body_bytes = int(max_body_mb * MEGABYTE)
+        self._unlimited = unlimited
+        self._drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def sending(part: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            started = started or part["type"] == "http.response.start"
+            await send(part)
+
+        try:
+            self._check(scope)
+            await self._app(scope, self._bounded(scope, receive), sending)
+        except Refusal as refusal:
+            if not started:
+                await _answer(refusal, send)
+
+    def _check(self, scope: Scope) -> None:
+        if self._drain.active and not _may_pass_while_draining(scope):
+            raise Refusal(
+                503,
+                "server_draining",
+                "The server is shutting down; send the request again.",
+                RETRY_AFTER_S,
+            )
+        headers = scope["headers"]
+        size = sum(len(name) + len(value) for name, value in headers)
+        if len(headers) > MOST_HEADERS or size > MOST_HEADER_BYTES:
+            raise Refusal(
+                431,
+                "headers_too_large",
+                f"{len(headers)} headers of {size} bytes; at most {MOST_HEADERS} of "
+                f"{MOST_HEADER_BYTES} bytes are taken.",
+            )
+        # SGLang compares keys in constant time, which raises for text beyond ASCII.
+        if any(name == b"authorization" and not value.isascii() for name, value in headers):
+            raise Refusal(401, "invalid_api_key", "The Authorization header is not ASCII.")
+        self._check_length(dict(headers).get(b"content-length"), scope)
+
+    def _check_length(self, length: bytes | None, scope: Scope) -> None:
+        if length is not None and self._limited(scope) and int(length) > self._max_body_bytes:
+            raise self._too_large(f"{int(length)} bytes")
+
+    def _limited(self, scope: Scope) -> bool:
+        return not str(scope["path"]).startswith(self._unlimited or ("\0",))
+
+    def _too_large(self, size: str) -> Refusal:
+        return Refusal(
+            413,
+            "body_too_large",
+            f"The body has {size}; at most {self._max_body_bytes} are taken (--echo-max-body-mb).",
+        )
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        if not self._limited(scope):
+            return receive
+        taken = 0
+
+        async def bounded() -> MutableMapping[str, Any]:
+            nonlocal taken
+            part = await receive()
+            taken += len(part.get("body", b""))
+            if taken > self._max_body_bytes:
+                raise self._too_large(f"more than {self._max_body_bytes} bytes")
+            return part
+
+        return bounded
+
+
+def _may_pass_while_draining(scope: Scope) -> bool:
+    """Looking is allowed, but a load balancer must learn that this server goes away."""
+    probes = ("/health", "/ready", "/ping")
+    looks = scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE")
+    return looks and not str(scope["path"]).startswith(probes)
+
+
+async def _answer(refusal: Refusal, send: Send) -> None:
+    error: Mapping[str, Any] = {
+        "message": str(refusal),
+        "type": "server_error" if refusal.status >= 500 else "invalid_request_error",
+        "param": None,
+        "code": refusal.code,
+    }
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    if refusal.retry_after_s is not None:
+        headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
