@@ -65,6 +65,7 @@ class Door:
             return
         config = uvicorn.Config(
             self._answer,
+            interface="asgi3",
             loop="asyncio",
             http="h11",
             ws="none",

@@ -226,7 +226,8 @@ def _exited(state: Supervision, code: int, now_s: float, limits: Limits) -> Step
     end = state.killed_for or f"it ended with {describe_exit(code)}"
     if state.phase is Phase.DRAINING:
         good = not state.forced and (code == 0 or state.ready_s is None)
-        return _finish(state, 0 if good else 1, "drained" if good else end, now_s)
+        reason = state.killed_for or "drained" if good else end
+        return _finish(state, 0 if good else 1, reason, now_s)
     if code == REFUSED_EXIT_CODE and state.ready_s is None and state.killed_for is None:
         return _finish(state, code, "the engine refused its flags or its model", now_s)
     healthy = state.ready_s is not None and now_s - state.ready_s >= limits.healthy_after_s
