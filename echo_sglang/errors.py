@@ -5,6 +5,7 @@ EchoError
 ├── RequestError          a request field is not allowed (answered with HTTP 400)
 ├── IncompatibleError     this SGLang (version, patches, seams) or model cannot be served
 ├── ServerError           a running server cannot do what a command needs of it
+├── ProgramError          a request of a frontend program was refused
 ├── TraceError            a decision log or step trace cannot be read
 ├── ProfileError          a step-time profile cannot be made, read or used here
 └── WorkloadError         a workload description is empty, unordered or malformed
@@ -37,6 +38,10 @@ class IncompatibleError(EchoError):
 
 class ServerError(EchoError):
     """A running server cannot do what a command needs of it."""
+
+
+class ProgramError(EchoError):
+    """A request of a frontend program was refused, by the server or before it was sent."""
 
 
 class TraceError(EchoError):
