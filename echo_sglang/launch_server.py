@@ -127,7 +127,7 @@ def with_flags(sglang_args: list[str], wanted: list[str]) -> list[str]:
 def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
     """Verify, then hand over to SGLang. `config` None serves as stock."""
     from echo_sglang.adapter.supervised import check_supervised, join_supervisor
-    from echo_sglang.adapter.verify import verify_install, verify_registered
+    from echo_sglang.adapter.verify import verify_hooked, verify_install, verify_registered
 
     os.environ.pop(CONFIG_ENV, None)
     supervised = join_supervisor()
@@ -146,6 +146,7 @@ def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
     if supervised is not None:
         check_supervised(supervised, server_args)
     if config is not None:
+        from echo_sglang.adapter import drain, media, redaction
         from echo_sglang.adapter.admin import close_admin_routes
         from echo_sglang.adapter.compat import check_eviction, check_server_args
         from echo_sglang.adapter.routes import install_routes
@@ -153,6 +154,7 @@ def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
         check_server_args(server_args, os.environ)
         check_eviction(server_args, EvictionPolicy(config.eviction), os.environ)
         verify_registered()
+        verify_hooked(hook.target for hook in (*drain.HOOKS, *media.HOOKS, *redaction.HOOKS))
         install_routes(config)
         close_admin_routes(server_args)
     try:
