@@ -53,7 +53,7 @@ class Engine:
             inherited = Inherited(theirs.fileno(), listener.fileno(), os.getpid())
             self._process = subprocess.Popen(
                 command,
-                env={**environment, **inherited.to_environment()},
+                env={"PYTHONUNBUFFERED": "1", **environment, **inherited.to_environment()},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -99,8 +99,10 @@ class Engine:
         assert stream is not None
         for line in iter(lambda: stream.readline(LINE_BYTES), b""):
             self._tail.append(line.rstrip())
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
+            # A reader that went away must not stop the engine, whose log would back up.
+            with suppress(OSError):
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
 
     def _read_channel(self) -> None:
         with self._channel, self._channel.makefile("rb") as lines:

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from echo_sglang.supervisor.door import Door, Unavailable
@@ -161,4 +162,5 @@ class Supervisor:
 
 def say(line: str) -> None:
     """One line of the supervisor's own, beside the engine's log."""
-    print(f"[echo-sglang serve] {line}", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(f"[echo-sglang serve] {line}", file=sys.stderr, flush=True)
