@@ -46,6 +46,11 @@ class SupervisedServer(LiveServer):
         """Everything alive below the supervisor."""
         return [p for p in psutil.Process(self.pid).children(recursive=True) if alive(p)]
 
+    def is_ready(self) -> bool:
+        """True if the supervisor has seen its latest engine ready."""
+        text = self.log_path.read_text(errors="replace")
+        return text.rfind("the engine is ready") > text.rfind(" started\n")
+
     def scheduler(self) -> psutil.Process:
         """The scheduler of the engine that runs now."""
         found = [p for p in self.engine_processes() if "sglang::scheduler" in " ".join(p.cmdline())]

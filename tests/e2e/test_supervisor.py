@@ -60,7 +60,10 @@ def status_of(server: SupervisedServer) -> int:
 
 
 def until_served(server: SupervisedServer) -> list[int]:
-    """Ask until a request is answered; the other statuses that were seen."""
+    """Ask until a request is answered; the other statuses that were seen.
+
+    Returns when the supervisor counts the engine as ready, since only then it may hang.
+    """
     seen: list[int] = []
 
     def served() -> bool:
@@ -69,6 +72,7 @@ def until_served(server: SupervisedServer) -> list[int]:
         return status == 200
 
     server.until(served, "an answer")
+    server.until(server.is_ready, "readiness")
     return seen[:-1]
 
 
