@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from echo_sglang.adapter.drain import DRAIN, RETRY_AFTER_S, Drain
+from echo_sglang.supervisor.door import read_off
 
 MOST_HEADERS = 100
 MOST_HEADER_BYTES = 32 * 1024
@@ -55,19 +57,44 @@ class HttpGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        try:
+            self._check(scope)
+        except Refusal as refusal:
+            await read_off(receive)
+            await _answer(refusal, send)
+            return
+        if self._limited(scope):
+            await self._pass_bounded(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _pass_bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count the body as it is read; FastAPI makes a 400 of whatever reading it raises."""
+        taken, started, ended = 0, False, False
+        refusal: Refusal | None = None
+
+        async def bounded() -> MutableMapping[str, Any]:
+            nonlocal taken, ended, refusal
+            part = await receive()
+            taken += len(part.get("body", b""))
+            ended = not part.get("more_body")
+            if taken > self._max_body_bytes:
+                refusal = self._too_large(f"more than {self._max_body_bytes} bytes")
+                raise refusal
+            return part
 
         async def sending(part: MutableMapping[str, Any]) -> None:
             nonlocal started
-            started = started or part["type"] == "http.response.start"
-            await send(part)
+            if refusal is None or started:
+                started = True
+                await send(part)
 
-        try:
-            self._check(scope)
-            await self._app(scope, self._bounded(scope, receive), sending)
-        except Refusal as refusal:
-            if not started:
-                await _answer(refusal, send)
+        with suppress(Refusal):
+            await self._app(scope, bounded, sending)
+        if refusal is not None and not started:
+            if not ended:
+                await read_off(receive)
+            await _answer(refusal, send)
 
     def _check(self, scope: Scope) -> None:
         if self._drain.active and not _may_pass_while_draining(scope):
@@ -104,21 +131,6 @@ class HttpGuard:
             "body_too_large",
             f"The body has {size}; at most {self._max_body_bytes} are taken (--echo-max-body-mb).",
         )
-
-    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        if not self._limited(scope):
-            return receive
-        taken = 0
-
-        async def bounded() -> MutableMapping[str, Any]:
-            nonlocal taken
-            part = await receive()
-            taken += len(part.get("body", b""))
-            if taken > self._max_body_bytes:
-                raise self._too_large(f"more than {self._max_body_bytes} bytes")
-            return part
-
-        return bounded
 
 
 def _may_pass_while_draining(scope: Scope) -> bool:

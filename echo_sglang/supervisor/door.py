@@ -94,7 +94,7 @@ class Door:
     ) -> None:
         if scope["type"] != "http":
             return
-        await _drain_body(receive)
+        await read_off(receive)
         why = self._why()
         headers = [
             (b"content-type", b"application/json"),
@@ -105,7 +105,12 @@ class Door:
         await send({"type": "http.response.body", "body": unavailable_body(why)})
 
 
-async def _drain_body(receive: _Receive) -> None:
+async def read_off(receive: _Receive) -> None:
+    """Read what is left of a request's body, up to MOST_BODY_BYTES, and forget it.
+
+    A connection that is closed with bytes unread is reset, and its client may never see the
+    answer.
+    """
     left = MOST_BODY_BYTES
     while left > 0:
         part = await receive()

@@ -88,6 +88,18 @@ def test_a_declared_length_is_refused_before_the_body_is_read() -> None:
     assert call(headers=length, app=unread)[0] == 413
 
 
+def test_a_413_is_not_covered_by_what_the_app_makes_of_a_body_it_cannot_read() -> None:
+    async def as_fastapi(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await reading_app(scope, receive, send)
+        except Exception:
+            await send({"type": "http.response.start", "status": 400, "headers": []})
+            await send({"type": "http.response.body", "body": b"{}"})
+
+    status, _, body = call(parts=(b"x" * 600, b"x" * 600, b"rest"), app=as_fastapi)
+    assert (status, body["error"]["code"]) == (413, "body_too_large")
+
+
 def test_uploads_bound_their_own_bodies() -> None:
     parts = (b"x" * 5000,)
     assert call(path="/v1/files", parts=parts, unlimited=("/v1/files",))[0] == 200

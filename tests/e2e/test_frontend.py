@@ -49,7 +49,7 @@ def tell(s: Any, topic: str) -> None:
 
 @sgl.function
 def choose(s: Any) -> None:
-    s += "The sky is " + sgl.select("colour", choices=["blue", "made of cheese"])
+    s += "The sky is " + sgl.select("colour", choices=["blue", "xqzzv kjw"])
     s += ". One digit: " + sgl.gen("digit", regex="[0-9]", max_tokens=4, temperature=0)
 
 
@@ -61,6 +61,7 @@ def compare(s: Any) -> None:
     for fork in forks:
         fork += sgl.gen("more", max_tokens=4, temperature=0)
     s["more"] = [fork["more"] for fork in forks]
+    s["cached"] = [fork.get_meta_info("more")["cached_tokens"] for fork in forks]
     forks.join()
 
 
@@ -73,7 +74,8 @@ def test_a_batch_of_programs_runs_as_offline_work(server: LiveServer) -> None:
     tiers = {outcome.state.get_meta_info("answer")["service_tier"] for outcome in outcomes}
     assert tiers == {"flex"}
     assert status(server)["attainment_last_minute"]["finished"] <= online_before
-    assert (seen[-1].running, seen[-1].done, seen[-1].completion_tokens) == (0, 4, 32)
+    assert (seen[-1].running, seen[-1].done, seen[-1].failed) == (0, 4, 0)
+    assert 4 <= seen[-1].completion_tokens <= 32
 
 
 def test_sglang_s_own_run_batch_takes_the_backend(backend: OfflineBackend) -> None:
@@ -87,9 +89,10 @@ def test_select_takes_one_of_the_choices_and_regex_holds(backend: OfflineBackend
     assert state["digit"] in list("0123456789")
 
 
-def test_forks_share_a_prefix_and_answer_alike(backend: OfflineBackend) -> None:
-    more = compare.run(backend=backend)["more"]
-    assert len(more) == 3 and len(set(more)) == 1 and more[0]
+def test_forks_share_a_prefix_that_is_computed_once(backend: OfflineBackend) -> None:
+    state = compare.run(backend=backend)
+    assert len(state["more"]) == 3 and all(state["more"])
+    assert min(state["cached"]) > 0
 
 
 def test_a_stream_comes_in_parts_and_adds_up(backend: OfflineBackend) -> None:
