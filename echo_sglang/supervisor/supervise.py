@@ -114,13 +114,14 @@ class Supervisor:
         return None
 
     def _start(self) -> None:
-        self._engine = Engine(
-            self._command,
-            self._environment,
-            self._listener,
-            told=lambda engine, event: self._events.put((engine, event)),
-            accepting=self._let_in,
-        )
+        with self._door_turns:
+            self._engine = Engine(
+                self._command,
+                self._environment,
+                self._listener,
+                told=lambda engine, event: self._events.put((engine, event)),
+                accepting=self._let_in,
+            )
         say(f"engine {self._engine.pid} started")
 
     def _let_in(self, engine: Engine) -> None:
