@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeVar
 
 import requests
@@ -128,13 +129,23 @@ class OfflineBackend(RuntimeEndpoint):
         self, s: StreamExecutor, sampling_params: SglSamplingParams
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """As RuntimeEndpoint, but an error or an abort inside the stream is raised."""
+        stock = super().generate_stream
+
+        def begin() -> Iterator[tuple[str, dict[str, Any]]]:
+            parts = stock(s, sampling_params.clone())
+            first = next(parts, None)
+            return chain([] if first is None else [first], parts)
+
         with self._counted() as usage:
             meta: dict[str, Any] = {}
-            for text, meta in super().generate_stream(s, sampling_params):
-                reason = meta.get("finish_reason") or {}
-                if reason.get("type") == "abort":
-                    raise ServerError(f"the stream was cut short: {reason.get('message')}")
-                yield text, meta
+            try:
+                for text, meta in self._patiently(begin):
+                    reason = meta.get("finish_reason") or {}
+                    if reason.get("type") == "abort":
+                        raise ServerError(f"the stream was cut short: {reason.get('message')}")
+                    yield text, meta
+            except requests.RequestException as error:
+                raise ServerError(f"the stream broke off: {error}") from error
             usage.append(meta)
 
     def select(

@@ -24,13 +24,17 @@ TOO_LONG = "The input (9 tokens) is longer than the model's context length (8 to
 
 
 class FakeServer(ThreadingHTTPServer):
-    """`bodies`: what /generate was sent. `answers`: (status, body) to give first, in order."""
+    """`bodies`: what /generate was sent. `answers`: (status, body) to give first, in order.
+
+    `breaks_off`: answers end before the length they announced.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.bodies: list[dict[str, Any]] = []
         self.answers: list[tuple[int, dict[str, Any]]] = []
         self.runs_echo = True
+        self.breaks_off = False
 
     @property
     def url(self) -> str:
@@ -68,9 +72,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def write(self, status: int, content: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
+        unsent = 1 if self.server.breaks_off else 0
+        self.send_header("Content-Length", str(len(content) + unsent))
         self.end_headers()
         self.wfile.write(content)
+        self.close_connection = True
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -181,6 +187,23 @@ def test_an_error_inside_a_stream_is_raised_with_its_message(server: FakeServer)
     list(state.text_iter())
     state.stream_executor.worker.join()
     assert TOO_LONG in str(state.error())
+
+
+def test_a_stream_that_has_not_begun_is_asked_for_again(server: FakeServer) -> None:
+    backend = connect(server)
+    server.answers = [(503, {"error": {"message": "starting"}})]
+    state = ask.run("Hi", backend=backend, stream=True)
+    assert "".join(state.text_iter("answer")) == "ab"
+    assert len(server.bodies) == 2
+
+
+def test_a_stream_that_breaks_off_is_an_error(server: FakeServer) -> None:
+    backend = connect(server)
+    server.breaks_off = True
+    state = ask.run("Hi", backend=backend, stream=True)
+    list(state.text_iter())
+    state.stream_executor.worker.join()
+    assert isinstance(state.error(), ServerError) and "broke off" in str(state.error())
 
 
 def test_a_stream_that_was_aborted_is_an_error(server: FakeServer) -> None:
