@@ -146,17 +146,17 @@ def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
     if supervised is not None:
         check_supervised(supervised, server_args)
     if config is not None:
-        from echo_sglang.adapter import drain, media, redaction
-        from echo_sglang.adapter.admin import close_admin_routes
+        from echo_sglang.adapter import admin, drain, media, redaction
         from echo_sglang.adapter.compat import check_eviction, check_server_args
         from echo_sglang.adapter.routes import install_routes
 
         check_server_args(server_args, os.environ)
         check_eviction(server_args, EvictionPolicy(config.eviction), os.environ)
         verify_registered()
-        verify_hooked(hook.target for hook in (*drain.HOOKS, *media.HOOKS, *redaction.HOOKS))
+        hooks = (*admin.HOOKS, *drain.HOOKS, *media.HOOKS, *redaction.HOOKS)
+        verify_hooked(hook.target for hook in hooks)
         install_routes(config)
-        close_admin_routes(server_args)
+        admin.close_admin_routes(server_args)
     try:
         run_server(server_args)
     finally:

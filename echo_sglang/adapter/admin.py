@@ -10,7 +10,12 @@ from __future__ import annotations
 import ipaddress
 import logging
 import secrets
+from collections.abc import Callable
 from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookType
+
+from echo_sglang.adapter.http_edge import EdgeHook
 
 logger = logging.getLogger(__name__)
 
@@ -39,3 +44,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def decide_without_raising(
+    decide: Callable[..., Any], *, authorization_header: str | None, **facts: Any
+) -> Any:
+    """Around `decide_request_auth`: its constant-time comparison raises for text beyond ASCII,
+    which no key is; such a header counts as none."""
+    if authorization_header is not None and not authorization_header.isascii():
+        authorization_header = None
+    return decide(authorization_header=authorization_header, **facts)
+
+
+HOOKS = (
+    EdgeHook("sglang.srt.utils.auth.decide_request_auth", decide_without_raising, HookType.AROUND),
+)

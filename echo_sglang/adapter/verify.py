@@ -87,6 +87,7 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request": ("self", "obj"),
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.set_internal_state": ("self", "obj"),
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.get_internal_state": ("self",),
+    "sglang.srt.utils.auth.decide_request_auth": ("authorization_header",),
     "sglang.srt.utils.common.build_server_info": ("server_args", "scheduler_info"),
 }
 """Upstream callables that Echo overrides or calls, with the parameters it relies on."""

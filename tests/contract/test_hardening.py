@@ -16,8 +16,12 @@ pytest.importorskip("sglang")
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 
-from echo_sglang.adapter import drain, media, redaction
-from echo_sglang.adapter.admin import close_admin_routes, is_loopback
+from echo_sglang.adapter import admin, drain, media, redaction
+from echo_sglang.adapter.admin import (
+    close_admin_routes,
+    decide_without_raising,
+    is_loopback,
+)
 from echo_sglang.adapter.drain import Drain
 from echo_sglang.adapter.http_edge import EdgeHook
 from echo_sglang.adapter.http_guard import HttpGuard
@@ -28,11 +32,16 @@ LEADING_PARAMETERS = {
     "sigterm_handler": ["self", "signum", "frame"],
     "generate_request": ["self", "obj", "request"],
     "build_server_info": ["server_args", "scheduler_info"],
+    "decide_request_auth": [
+        *("method", "path", "authorization_header", "api_key", "admin_api_key", "auth_level"),
+    ],
 }
 
 
 @pytest.mark.parametrize(
-    "hook", [*drain.HOOKS, *media.HOOKS, *redaction.HOOKS], ids=lambda hook: hook.target
+    "hook",
+    [*admin.HOOKS, *drain.HOOKS, *media.HOOKS, *redaction.HOOKS],
+    ids=lambda hook: hook.target,
 )
 def test_a_hooked_function_takes_what_its_hook_expects(hook: EdgeHook) -> None:
     parameters = list(inspect.signature(pkgutil.resolve_name(hook.target)).parameters)
@@ -237,6 +246,24 @@ def test_admin_routes_close_beyond_loopback_and_beside_user_keys(
     assert close_admin_routes(server_args) is closes
     assert bool(server_args.admin_api_key) is closes
     assert is_loopback(host) is (host in ("127.0.0.1", "localhost", "::1"))
+
+
+@pytest.mark.parametrize(
+    ("header", "allowed"), [("Bearer key", True), ("Bearer k\xe9y", False), (None, False)]
+)
+def test_a_key_beyond_ascii_is_a_wrong_key(header: str | None, allowed: bool) -> None:
+    from sglang.srt.utils.auth import AuthLevel, decide_request_auth
+
+    decision = decide_without_raising(
+        decide_request_auth,
+        authorization_header=header,
+        method="GET",
+        path="/v1/models",
+        api_key="key",
+        admin_api_key=None,
+        auth_level=AuthLevel.NORMAL,
+    )
+    assert decision.allowed is allowed
 
 
 def test_an_admin_key_that_was_given_is_kept() -> None:

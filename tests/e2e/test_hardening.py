@@ -63,7 +63,7 @@ def test_without_the_key_nothing_but_probes_answers(server: LiveServer) -> None:
     assert ask(server, "GET", "/health", key=None).status_code == 200
 
 
-@pytest.mark.parametrize("key", ["wrong", KEY + "x", ""])
+@pytest.mark.parametrize("key", ["wrong", KEY + "x", KEY[:-1]])
 def test_a_wrong_key_is_refused(server: LiveServer, key: str) -> None:
     assert ask(server, "POST", CHAT, key=key, json=BODY).status_code == 401
 
