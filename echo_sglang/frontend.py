@@ -121,7 +121,7 @@ class OfflineBackend(RuntimeEndpoint):
         """As RuntimeEndpoint: (text, meta info)."""
         stock = super().generate
         with self._counted() as usage:
-            text, meta = self._patiently(lambda: stock(s, sampling_params.clone()))
+            text, meta = self._patiently(lambda: stock(s, replace(sampling_params)))
             usage.append(meta)
             return text, meta
 
@@ -132,7 +132,7 @@ class OfflineBackend(RuntimeEndpoint):
         stock = super().generate_stream
 
         def begin() -> Iterator[tuple[str, dict[str, Any]]]:
-            parts = stock(s, sampling_params.clone())
+            parts = stock(s, replace(sampling_params))
             first = next(parts, None)
             return chain([] if first is None else [first], parts)
 

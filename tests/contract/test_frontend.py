@@ -116,6 +116,11 @@ def ask(s: Any, word: str) -> None:
 
 
 @sgl.function
+def count(s: Any) -> None:
+    s += "One digit: " + sgl.gen("digit", regex="[0-9]", max_tokens=4)
+
+
+@sgl.function
 def fork_and_ask(s: Any) -> None:
     s += "start"
     s.sync()
@@ -142,6 +147,14 @@ def test_every_request_of_a_program_is_offline_and_carries_the_deadline(
     assert len(server.bodies) == 1 + 3 + 1 + 1
     for body in server.bodies:
         assert (body["service_tier"], body["echo"]) == ("flex", {"deadline": 2e9})
+
+
+def test_a_regex_reaches_the_server_streamed_or_not(server: FakeServer) -> None:
+    backend = connect(server)
+    for stream in (False, True):
+        state = count.run(backend=backend, stream=stream)
+        "".join(state.text_iter("digit"))
+    assert [body["sampling_params"]["regex"] for body in server.bodies] == ["[0-9]", "[0-9]"]
 
 
 def test_a_server_without_echo_is_refused(server: FakeServer) -> None:
