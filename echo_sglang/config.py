@@ -31,6 +31,15 @@ class EvictionPolicy(StrEnum):
     """SGLang's own cache, least recently used first."""
 
 
+class MediaSources(StrEnum):
+    """Which images, videos and audio a request may name."""
+
+    INLINE = "inline"
+    """What it carries itself (data: URLs, base64), and URLs of --allowed-media-domains."""
+    ANY = "any"
+    """Any URL and any file of the server, as SGLang does."""
+
+
 def _option(flag: str, default: Any, text: str) -> Any:
     return field(default=default, metadata={"flag": flag, "help": text})
 
@@ -159,6 +168,21 @@ class EchoConfig:
     trace_files: int = _option(
         "--echo-trace-files", 4, "files of a step trace kept, the newest included"
     )
+    drain_s: float = _option(
+        "--echo-drain-s",
+        60.0,
+        "seconds that online requests get to finish after SIGTERM; offline ones are given back "
+        "at once",
+    )
+    max_body_mb: float = _option(
+        "--echo-max-body-mb", 64.0, "largest body of a request, megabytes; uploads have their own"
+    )
+    media: str = _option(
+        "--echo-media",
+        MediaSources.INLINE.value,
+        "media a request may name: inline (what it carries itself, and URLs of "
+        "--allowed-media-domains) or any (any URL, any file of the server)",
+    )
 
     def __post_init__(self) -> None:
         self._require("slo_ttft_ms", self.slo_ttft_ms > 0, "above 0")
@@ -181,6 +205,10 @@ class EchoConfig:
         self._require("decision_log_size", self.decision_log_size >= 1, "1 or more")
         self._require("trace_mb", self.trace_mb >= 0.1, "0.1 or more")
         self._require("trace_files", self.trace_files >= 1, "1 or more")
+        self._require("drain_s", self.drain_s >= 0, "0 or more")
+        self._require("max_body_mb", self.max_body_mb > 0, "above 0")
+        sources = [source.value for source in MediaSources]
+        self._require("media", self.media in sources, ", ".join(sources))
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         value = getattr(self, name)

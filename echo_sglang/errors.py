@@ -6,6 +6,7 @@ EchoError
 ├── IncompatibleError     this SGLang (version, patches, seams) or model cannot be served
 ├── RankError             the ranks of one engine no longer agree
 ├── ServerError           a running server cannot do what a command needs of it
+├── ProgramError          a request of a frontend program was refused
 ├── TraceError            a decision log or step trace cannot be read
 ├── ProfileError          a step-time profile cannot be made, read or used here
 └── WorkloadError         a workload description is empty, unordered or malformed
@@ -42,6 +43,10 @@ class RankError(EchoError):
 
 class ServerError(EchoError):
     """A running server cannot do what a command needs of it."""
+
+
+class ProgramError(EchoError):
+    """A request of a frontend program was refused, by the server or before it was sent."""
 
 
 class TraceError(EchoError):

@@ -126,9 +126,11 @@ def with_flags(sglang_args: list[str], wanted: list[str]) -> list[str]:
 
 def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
     """Verify, then hand over to SGLang. `config` None serves as stock."""
-    from echo_sglang.adapter.verify import verify_install, verify_registered
+    from echo_sglang.adapter.supervised import check_supervised, join_supervisor
+    from echo_sglang.adapter.verify import verify_hooked, verify_install, verify_registered
 
     os.environ.pop(CONFIG_ENV, None)
+    supervised = join_supervisor()
     if config is not None:
         verify_install()
         os.environ[CONFIG_ENV] = config.to_json()
@@ -141,14 +143,20 @@ def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
 
     load_plugins()
     server_args = prepare_server_args(sglang_args)
+    if supervised is not None:
+        check_supervised(supervised, server_args)
     if config is not None:
+        from echo_sglang.adapter import admin, drain, media, redaction
         from echo_sglang.adapter.compat import check_eviction, check_server_args
         from echo_sglang.adapter.routes import install_routes
 
         check_server_args(server_args, os.environ)
         check_eviction(server_args, EvictionPolicy(config.eviction), os.environ)
         verify_registered()
-        install_routes()
+        hooks = (*admin.HOOKS, *drain.HOOKS, *media.HOOKS, *redaction.HOOKS)
+        verify_hooked(hook.target for hook in hooks)
+        install_routes(config)
+        admin.close_admin_routes(server_args)
     try:
         run_server(server_args)
     finally:

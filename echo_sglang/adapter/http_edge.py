@@ -40,15 +40,15 @@ class EdgeHook(NamedTuple):
     hook_type: HookType
 
 
-def install() -> None:
-    """Register the edge hooks if this process serves HTTP; otherwise do nothing.
+def install(*further: EdgeHook) -> None:
+    """Register the edge hooks and `further` if this process serves HTTP; else do nothing.
 
     SGLang loads plugins in every process. Only the main process, or one that has the HTTP
     server loaded, takes requests; the others would import the whole HTTP stack for nothing.
     """
     if multiprocessing.parent_process() is not None and HTTP_SERVER not in sys.modules:
         return
-    for hook in HOOKS:
+    for hook in (*HOOKS, *further):
         HookRegistry.register(hook.target, hook.function, hook.hook_type)
 
 

@@ -75,8 +75,9 @@ class RequestIntake(ClockedScheduler):
         if not pools:
             super().handle_generate_request(recv_req, mm_input_error=mm_input_error)
             return
-        if len(self.offline_queue) >= self.max_pooled:
-            self._refuse_pooled(recv_req)
+        refused_for = self._refuse_now()
+        if refused_for is not None:
+            self._refuse(recv_req, refused_for)
             return
         now_s = self.echo_clock()
         self.offline_queue.add_tokenized(
@@ -199,11 +200,20 @@ class RequestIntake(ClockedScheduler):
             return None
         return now_s + (tag.deadline_unix_s - self.echo_wall_clock())
 
-    def _refuse_pooled(self, recv_req: TokenizedGenerateReqInput) -> None:
+    def _refuse_now(self) -> str | None:
+        """Why no offline request is taken in at the moment; None if one is."""
+        if len(self.offline_queue) < self.max_pooled:
+            return None
+        return (
+            f"The offline pool is full ({self.max_pooled} requests); retry later "
+            "or raise --echo-max-pooled."
+        )
+
+    def _refuse(self, source: Any, message: str) -> None:
+        """Answer a request that holds no KV with 503."""
         reason = {
             "type": "abort",
             "status_code": HTTPStatus.SERVICE_UNAVAILABLE,
-            "message": f"The offline pool is full ({self.max_pooled} requests); retry later "
-            "or raise --echo-max-pooled.",
+            "message": message,
         }
-        self.send_abort_output(AbortReq(rid=recv_req.rid, finished_reason=reason), recv_req)
+        self.send_abort_output(AbortReq(rid=source.rid, finished_reason=reason), source)

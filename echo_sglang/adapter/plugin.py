@@ -27,12 +27,12 @@ def register() -> None:
     try:
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-        from echo_sglang.adapter import http_edge, radix_cache
+        from echo_sglang.adapter import admin, drain, http_edge, media, radix_cache, redaction
         from echo_sglang.adapter.scheduler import EchoScheduler
 
         HookRegistry.register(SCHEDULER, EchoScheduler, HookType.REPLACE)
         radix_cache.register(EchoConfig.from_json(os.environ[CONFIG_ENV]))
-        http_edge.install()
+        http_edge.install(*admin.HOOKS, *drain.HOOKS, *media.HOOKS, *redaction.HOOKS)
     except Exception:
         logger.exception("Echo cannot be registered with SGLang; refusing to serve without it")
         sys.exit(1)

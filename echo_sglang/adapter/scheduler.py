@@ -21,7 +21,8 @@ from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 from echo_sglang.adapter.compat import check_scheduler
 from echo_sglang.adapter.demand import reserve_of
-from echo_sglang.adapter.intake import RequestIntake
+from echo_sglang.adapter.drain import DRAIN_KEY
+from echo_sglang.adapter.giving_back import OfflineReturn
 from echo_sglang.adapter.learning import LateWork, StepLearning
 from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
@@ -32,6 +33,7 @@ from echo_sglang.adapter.ranks import (
     path_of_replica,
     ranks_of,
 )
+from echo_sglang.adapter.redaction import redact
 from echo_sglang.adapter.release import release_chunk, release_rows
 from echo_sglang.adapter.requests import can_release, is_offline
 from echo_sglang.adapter.routes import DUMP_KEY
@@ -57,7 +59,7 @@ from echo_sglang.policy.slack import SloSettings
 from echo_sglang.sim.environment import EMULATE_ENV
 
 
-class EchoScheduler(RequestIntake, StepLearning):
+class EchoScheduler(OfflineReturn, StepLearning):
     """Co-schedules online and offline requests. Subclass it as one subclasses SGLang's.
 
     Override `echo_clock` to run it on another clock; `echo_config` to configure it
@@ -133,6 +135,8 @@ class EchoScheduler(RequestIntake, StepLearning):
     def _should_defer_prefill(self, running_batch: ScheduleBatch) -> bool:
         """Decide this iteration; True keeps SGLang from prefilling in it."""
         self.echo_step += 1
+        if self.gives_back:
+            self._give_running_back(running_batch)
         plan = self._plan = self._next_plan(running_batch)
         self.last_chunk_tokens = plan.chunk_tokens
         parked = plan.chunk_action is ChunkAction.PARK
@@ -274,15 +278,18 @@ class EchoScheduler(RequestIntake, StepLearning):
     # ----------------------------------------------------------- introspection
 
     def get_internal_state(self, recv_req: Any) -> Any:
-        """SGLang's internal state plus Echo's under "echo"."""
+        """SGLang's internal state without secrets, plus Echo's under "echo"."""
         output = super().get_internal_state(recv_req)
-        output.internal_state["echo"] = build_status(self)
+        output.internal_state = {**redact(output.internal_state), "echo": build_status(self)}
         return output
 
     def set_internal_state(self, recv_req: Any) -> Any:
         """SGLang's, plus the request for a dump that POST /echo/dump sends."""
         if DUMP_KEY in recv_req.server_args:
             return SetInternalStateReqOutput(updated=self.dump_decisions() > 0)
+        if DRAIN_KEY in recv_req.server_args:
+            self.give_offline_back()
+            return SetInternalStateReqOutput(updated=True)
         return super().set_internal_state(recv_req)
 
     def dump_decisions(self) -> int:

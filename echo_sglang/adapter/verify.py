@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,12 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     f"{FULL}.release_component_lock": ("self", "node"),
     f"{CACHE}.evict_for_alloc": ("self", "params"),
     f"{CACHE}.checkpoint_into_tree": ("self", "req", "up_to"),
+    "sglang.srt.managers.tokenizer_manager.SignalHandler.sigterm_handler": ("self",),
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request": ("self", "obj"),
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager.set_internal_state": ("self", "obj"),
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager.get_internal_state": ("self",),
+    "sglang.srt.utils.auth.decide_request_auth": ("authorization_header",),
+    "sglang.srt.utils.common.build_server_info": ("server_args", "scheduler_info"),
 }
 """Upstream callables that Echo overrides or calls, with the parameters it relies on."""
 
@@ -127,6 +134,16 @@ def verify_registered() -> None:
             "SGLang did not load the plugin 'echo'. Install echo_sglang into this environment "
             "(pip install -e .), and if SGLANG_PLUGINS or SGLANG_PLATFORM is set, let the "
             "first name 'echo' and do not let the second name another package's platform"
+        )
+
+
+def verify_hooked(targets: Iterable[str]) -> None:
+    """Raise IncompatibleError unless every hook is in place; SGLang only logs one that is not."""
+    missing = [name for name in targets if not hasattr(_resolve(name), "__wrapped__")]
+    if missing:
+        raise IncompatibleError(
+            f"SGLang did not put the hooks on {', '.join(missing)} in place; its log says why. "
+            f"Install sglang=={SUPPORTED_SGLANG} and run scripts/apply_patches.py apply"
         )
 
 

@@ -12,6 +12,7 @@ from echo_sglang.cli.explain import explain
 from echo_sglang.cli.inspection import inspect
 from echo_sglang.cli.plan import plan
 from echo_sglang.cli.profile import profile
+from echo_sglang.cli.serve import serve
 from echo_sglang.cli.training import train
 
 app = typer.Typer(
@@ -19,8 +20,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Profile a server, train a model of its iteration times, plan what a fleet can do, "
-    "explain decisions.",
+    help="Serve and keep serving; profile a server, train a model of its iteration times, plan "
+    "what a fleet can do, explain decisions.",
 )
 app.command()(profile)
 app.command()(train)
@@ -28,3 +29,6 @@ app.command()(inspect)
 app.command()(check)
 app.command()(plan)
 app.command()(explain)
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(serve)

@@ -32,6 +32,7 @@ ECHOS_OWN = {
     "cache_clock",
     "echo_config",
     "dump_decisions",
+    "give_offline_back",
     "probe_cached",
 }
 """Public methods of EchoScheduler that SGLang has no counterpart of."""

@@ -256,3 +256,36 @@ def an_offline_request_that_sglang_refuses_is_answered(ctx: ScriptedContext, mix
     assert driver.num_outputs("invalid") <= 1  # SGLang aborts after one cheap forward
     assert not driver.is_pooled("invalid")
     driver.assert_nothing_locked()
+
+
+def a_drain_gives_offline_back_and_finishes_online(ctx: ScriptedContext, mixed: bool) -> Steps:
+    """Decoding, half prefilled, pooled and late offline requests go; the online one stays exact."""
+    driver = Driver(ctx, mixed=mixed)
+    chat = (prompt(90, 40), 40)
+    yield from _undisturbed(driver, {"chat": chat})
+    rows = ["row-0", "row-1"]
+    for i, rid in enumerate(rows):
+        driver.send(rid, prompt(91 + i, 30), 200, **OFFLINE)
+    driver.send("chat", *chat, **ONLINE)
+    yield from driver.until(
+        lambda: all(driver.num_outputs(rid) >= 2 for rid in ("chat", *rows)), "three rows decode"
+    )
+    driver.send("long", prompt(93, 300), 200, **OFFLINE)
+    driver.send("never-ran", prompt(94, 30), 200, **OFFLINE)
+    yield from driver.until(lambda: driver.is_chunking("long"), "half-done prefill")
+    assert driver.is_pooled("never-ran")
+    driver.scheduler.give_offline_back()
+    assert not driver.is_pooled("never-ran")
+    # The decision of the next iteration gives rows and chunk back.
+    yield from driver.step()
+    yield from driver.step()
+    running = [req.rid for req in driver.scheduler.running_batch.reqs]
+    assert running == [driver.rid("chat")], driver.state()
+    assert driver.scheduler.chunked_req is None and len(driver.scheduler.offline_queue) == 0
+    driver.send("late", prompt(95, 30), 200, **OFFLINE)
+    yield from driver.until_finished("chat")
+    yield from driver.until_idle()
+    assert driver.outputs("chat") == driver.outputs("alone-chat")
+    assert "late" not in driver.reqs and len(driver.scheduler.offline_queue) == 0
+    driver.assert_nothing_locked()
+    driver.scheduler.gives_back = False

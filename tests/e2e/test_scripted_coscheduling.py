@@ -55,6 +55,7 @@ def scripted(
         scripts.a_chunk_gives_its_memory_to_online,
         scripts.a_chunk_gives_its_slot_to_online,
         scripts.an_offline_request_that_sglang_refuses_is_answered,
+        scripts.a_drain_gives_offline_back_and_finishes_online,
     ],
     ids=lambda script: script.__name__,
 )

@@ -1,0 +1,1 @@
+"""Keeps an engine alive from outside it: `echo-sglang serve`. Knows no SGLang."""
