@@ -1,0 +1,48 @@
+"""The durable store of files and batches: one object with one table group each.
+
+Everything here is synchronous and safe to call from several threads; asyncio code calls it
+through `asyncio.to_thread`. A method that returns has committed (SQLite: WAL with
+`synchronous=FULL`); one that raises has written nothing, but see StoreIOError.
+Owners are tenants: what belongs to another one is a NotFoundError.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from echo_sglang.service.batch_table import BatchTable
+from echo_sglang.service.database import Database
+from echo_sglang.service.file_table import FileTable
+from echo_sglang.service.outbox import Outbox
+from echo_sglang.service.work_table import WorkTable
+
+
+class Store:
+    """files: rows of stored files. batches: what the API reads and changes.
+    work: what the runner does, under leases. outbox: webhooks still to send."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.files = FileTable(database)
+        self.batches = BatchTable(database)
+        self.work = WorkTable(database)
+        self.outbox = Outbox(database)
+
+    def close(self) -> None:
+        """Give back connections and the lock on the data folder."""
+        self.database.close()
+
+
+def open_store(
+    data_dir: Path, url: str | None = None, *, upgrade: bool = False, events: bool = False
+) -> Store:
+    """Open, or create, the store.
+
+    data_dir: folder of the default SQLite database; made if absent. It stays locked to this
+    process until `close`, so that two servers cannot run on it.
+    url: an SQLAlchemy URL ("postgresql+psycopg://..."); several servers may share one.
+    upgrade: bring a store of an older release up to date instead of refusing it.
+    events: keep an event in the outbox for every batch that ends.
+    Raises StoreInUseError, StoreBusyError, StoreCorruptError, StoreSchemaError, StoreError.
+    """
+    return Store(Database.open(data_dir, url, upgrade=upgrade, events=events))
