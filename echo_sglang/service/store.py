@@ -8,6 +8,8 @@ Owners are tenants: what belongs to another one is a NotFoundError.
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from echo_sglang.service.batch_table import BatchTable
@@ -33,8 +35,18 @@ class Store:
         self.database.close()
 
 
+def random_hex() -> str:
+    """32 hexadecimal digits, not to be guessed and never used before."""
+    return secrets.token_hex(16)
+
+
 def open_store(
-    data_dir: Path, url: str | None = None, *, upgrade: bool = False, events: bool = False
+    data_dir: Path,
+    url: str | None = None,
+    *,
+    upgrade: bool = False,
+    events: bool = False,
+    new_hex: Callable[[], str] = random_hex,
 ) -> Store:
     """Open, or create, the store.
 
@@ -43,6 +55,7 @@ def open_store(
     url: an SQLAlchemy URL ("postgresql+psycopg://..."); several servers may share one.
     upgrade: bring a store of an older release up to date instead of refusing it.
     events: keep an event in the outbox for every batch that ends.
+    new_hex: makes ids, see `random_hex`.
     Raises StoreInUseError, StoreBusyError, StoreCorruptError, StoreSchemaError, StoreError.
     """
-    return Store(Database.open(data_dir, url, upgrade=upgrade, events=events))
+    return Store(Database.open(data_dir, url, upgrade=upgrade, events=events, new_hex=new_hex))
