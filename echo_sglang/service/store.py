@@ -8,12 +8,14 @@ Owners are tenants: what belongs to another one is a NotFoundError.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from echo_sglang.service.batch_table import BatchTable
 from echo_sglang.service.database import Database
+from echo_sglang.service.errors import StoreError
 from echo_sglang.service.file_table import FileTable
 from echo_sglang.service.outbox import Outbox
 from echo_sglang.service.work_table import WorkTable
@@ -59,3 +61,19 @@ def open_store(
     Raises StoreInUseError, StoreBusyError, StoreCorruptError, StoreSchemaError, StoreError.
     """
     return Store(Database.open(data_dir, url, upgrade=upgrade, events=events, new_hex=new_hex))
+
+
+def server_name(data_dir: Path, new_hex: Callable[[], str] = random_hex) -> str:
+    """The name under which this server holds leases: made once, kept in its data folder.
+
+    Call it while `open_store` holds the folder. Raises StoreError.
+    """
+    path = data_dir / "server-name"
+    try:
+        name = path.read_text("ascii").strip() if path.exists() else ""
+        if not re.fullmatch(r"server_[0-9a-f]{32}", name):
+            name = f"server_{new_hex()}"
+            path.write_text(f"{name}\n", "ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} cannot be read or made: {error}; delete it") from error
+    return name

@@ -125,6 +125,13 @@ class WorkTable:
             rows = connection.execute(query).all()
         return {row.id: batch_of(row) for row in rows if row.lease_fence == fences[row.id]}
 
+    def held(self, lease: Lease) -> Batch:
+        """The batch as it is now. Raises LeaseLostError."""
+        batch = self.look([lease]).get(lease.batch_id)
+        if batch is None:
+            raise LeaseLostError(f"another runner has taken {lease.batch_id}, or it was deleted")
+        return batch
+
     # Validation
 
     def begin_lines(self, lease: Lease) -> None:
