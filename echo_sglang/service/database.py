@@ -107,7 +107,7 @@ class Database:
         """
         if self._broken is not None:
             raise self._broken
-        guard = self._writing if self.is_sqlite else threading.Lock()
+        guard = self._writing if self.is_sqlite else contextlib.nullcontext()
         with guard, self._translated(), self.engine.connect() as connection:
             connection = connection.execution_options(echo_writes=True)
             with connection.begin():

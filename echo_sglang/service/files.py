@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from echo_sglang.service.contents import LocalContents, Writer, open_contents
+from echo_sglang.service.contents import Contents, LocalContents, Writer, open_contents
 from echo_sglang.service.errors import InvalidInputError, NotFoundError, TooLargeError
 from echo_sglang.service.model import FILE_ID, FileObject
 from echo_sglang.service.store import Store
@@ -76,10 +76,14 @@ class Files:
         *,
         clock: Callable[[], float],
         max_upload_bytes: int = MAX_UPLOAD_BYTES,
+        contents: Contents | None = None,
     ) -> None:
-        """url: an fsspec URL ("s3://bucket/prefix"); None for `data_dir/files`."""
+        """url: an fsspec URL ("s3://bucket/prefix"); None for `data_dir/files`.
+
+        contents: where bytes are kept instead. Raises StoreError if it cannot be used.
+        """
         self._store = store
-        self._contents = open_contents(data_dir / "files", url)
+        self._contents = contents or open_contents(data_dir / "files", url)
         self._copies = LocalContents(data_dir / "inputs")
         self._clock = clock
         self._max_upload_bytes = max_upload_bytes
