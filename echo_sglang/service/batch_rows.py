@@ -132,4 +132,4 @@ def insert_if_absent(connection: sa.Connection, table: sa.Table, values: Mapping
     """Insert unless the primary key is taken; True if it was free."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     statement = dialect.insert(table).values(dict(values)).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount == 1
+    return connection.execute(statement.returning(sa.literal(1))).first() is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from echo_sglang.service.errors import (
 
 SQLITE_NAME = "store.sqlite3"
 SQLITE_BUSY_MS = 5_000
+MIGRATIONS = "echo_sglang.service:migrations"
 _MIGRATION_LOCK = 0x6563686F
 """PostgreSQL's advisory lock while a server creates or upgrades the schema ("echo")."""
 
@@ -147,13 +149,14 @@ class Database:
             if not self.is_sqlite:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
             found = MigrationContext.configure(connection).get_current_revision()
-            config = _alembic_config(connection)
-            scripts = ScriptDirectory.from_config(config)
+            scripts = _migrations()
             newest = scripts.get_current_head()
             if found == newest:
                 return
             if found is not None:
                 self._refuse_schema(scripts, found, upgrade)
+            config = _alembic_config()
+            config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
     def _refuse_schema(self, scripts: ScriptDirectory, found: str, upgrade: bool) -> None:
@@ -172,11 +175,15 @@ class Database:
             )
 
 
-def _alembic_config(connection: sa.Connection) -> Config:
+def _alembic_config() -> Config:
     config = Config()
-    config.set_main_option("script_location", "echo_sglang.service:migrations")
-    config.attributes["connection"] = connection
+    config.set_main_option("script_location", MIGRATIONS)
     return config
+
+
+@functools.cache
+def _migrations() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_alembic_config())
 
 
 def _lock_folder(data_dir: Path) -> int:

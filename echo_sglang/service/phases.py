@@ -39,9 +39,9 @@ def validate_batch(
 
     Raises LeaseLostError, StoreError.
     """
-    work = store.work
+    work, endings = store.work, store.endings
     if batch.state is BatchState.VALIDATING and clock() >= batch.expires_at:
-        return work.expire_unvalidated(lease, clock())
+        return endings.expire_unvalidated(lease, clock())
     work.begin_lines(lease)
     validation = Validation(batch.endpoint, limits, batch_id=batch.id)
     try:
@@ -51,9 +51,9 @@ def validate_batch(
                 work.add_lines(lease, page)
     except (NotFoundError, StoreIOError) as error:
         lost = BatchError(code="input_unreadable", message=str(error), param="input_file_id")
-        return work.refuse(lease, [lost], clock())
+        return endings.refuse(lease, [lost], clock())
     if validation.errors:
-        return work.refuse(lease, validation.errors, clock())
+        return endings.refuse(lease, validation.errors, clock())
     assert validation.model is not None
     return work.start(lease, validation.model, clock())
 
@@ -68,10 +68,10 @@ def finish_batch(
 ) -> Batch:
     """Answer what is left, write the files, end the batch. The batch is finalizing or
     cancelling. Raises LeaseLostError, StoreError."""
-    work = store.work
+    work, endings = store.work, store.endings
     assert batch.ends_as is not None
     code, message = UNFINISHED.get(batch.ends_as, ("", ""))
-    while work.answer_rest(lease, lambda line: maker.unanswered(line, code, message)):
+    while endings.answer_rest(lease, lambda line: maker.unanswered(line, code, message)):
         pass
     batch = work.held(lease)
     written = [
@@ -82,7 +82,7 @@ def finish_batch(
         )
         if expected
     ]
-    batch = work.finish(lease, written, clock())
+    batch = endings.finish(lease, written, clock())
     files.drop_copy(batch.input_file_id)
     return batch
 
@@ -101,7 +101,7 @@ def _write(
     store: Store, files: Files, batch: Batch, kind: ResultKind, file_id: str, expected: int
 ) -> FileObject:
     lifetime_s = batch.output_expires_after_s or DEFAULT_LIFETIME_S
-    lines = _counted(store.work.results(batch.id, kind), expected, batch.id)
+    lines = _counted(store.endings.results(batch.id, kind), expected, batch.id)
     name = f"{batch.id}_{kind.value}.jsonl"
     return files.write_result(batch.owner, file_id, name, lines, lifetime_s)
 

@@ -78,6 +78,7 @@ class Runner:
         self._look_now = True
         self._next_look = 0.0
         self._began = False
+        self._clean_now = True
         self._maker = ResultMaker(store.database.new_hex)
         self._recorder = Recorder(store.work, offload, self._kept)
         self._feeder = Feeder(
@@ -131,6 +132,7 @@ class Runner:
             for held in list(self._held.values()):
                 await self._advance(held)
             await self._feeder.feed(self._held)
+            await self._clean()
         except LeaseLostError as error:
             logger.warning("%s", error)
             self._look_now = True
@@ -223,7 +225,7 @@ class Runner:
         batch = held.batch
         if batch.state.is_final:
             await self._drop(held)
-            await self._clean()
+            self._clean_now = True
         elif batch.state is BatchState.VALIDATING:
             self._begin_phase(
                 held, validate_batch, held.lease, batch, self._settings.limits, self._clock
@@ -240,7 +242,9 @@ class Runner:
             return
         ends_as = BatchState.EXPIRED if held.batch.counts.open else BatchState.COMPLETED
         await held.abort_lines()
-        self._learn(held, await self._offload(self._store.work.finalize, held.lease, ends_as, now))
+        self._learn(
+            held, await self._offload(self._store.endings.finalize, held.lease, ends_as, now)
+        )
         self._wakened.set()
 
     # Phases
@@ -269,8 +273,11 @@ class Runner:
             self._look_now = True
 
     async def _clean(self) -> None:
-        while await self._offload(self._store.work.clean):
-            pass
+        """Part by part, so that lines need not wait for it."""
+        if self._clean_now:
+            self._clean_now = bool(await self._offload(self._store.endings.clean))
+            if self._clean_now:
+                self._wakened.set()
 
     async def _drop(self, held: Held) -> None:
         self._held.pop(held.batch.id, None)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from echo_sglang.service.batch_table import BatchTable
 from echo_sglang.service.database import Database
+from echo_sglang.service.ending_table import EndingTable
 from echo_sglang.service.errors import StoreError
 from echo_sglang.service.file_table import FileTable
 from echo_sglang.service.outbox import Outbox
@@ -23,13 +24,14 @@ from echo_sglang.service.work_table import WorkTable
 
 class Store:
     """files: rows of stored files. batches: what the API reads and changes.
-    work: what the runner does, under leases. outbox: webhooks still to send."""
+    work, endings: what the runner does, under leases. outbox: webhooks still to send."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.files = FileTable(database)
         self.batches = BatchTable(database)
         self.work = WorkTable(database)
+        self.endings = EndingTable(database)
         self.outbox = Outbox(database)
 
     def close(self) -> None:
