@@ -146,7 +146,8 @@ class WorkTable:
         ]
         with self._database.writing() as connection:
             fenced(connection, lease, BatchState.VALIDATING, BatchState.CANCELLING)
-            connection.execute(sa.insert(schema.lines), rows)
+            if rows:
+                connection.execute(sa.insert(schema.lines), rows)
 
     def start(self, lease: Lease, model: str, now: float) -> Batch:
         """All lines are there: the batch is accepted and in progress. A cancel that came
