@@ -115,11 +115,14 @@ class Feeder:
 
     async def _next_lines(self, able: Mapping[str, Held], held: Mapping[str, Held]) -> list[Line]:
         in_flight = sum(each.in_flight for each in held.values())
+        running_crashes = max(max(each.suspects.values(), default=0) for each in held.values())
         suspects = self._suspects
         limit = min(self._engine.capacity, self._settings.max_in_flight)
+        if running_crashes >= self._settings.alone_crashes:
+            return []
         if suspects and suspects[0].crashes >= self._settings.alone_crashes:
             return self._take_suspects(1) if in_flight == 0 < limit else []
-        if suspects or self._running_suspects(held):
+        if suspects or running_crashes:
             limit = min(limit, self._settings.cautious_in_flight)
         room = limit - in_flight
         if room < max(1, limit // _REFILL_SHARE):
@@ -153,9 +156,6 @@ class Feeder:
         found.sort(key=lambda line: (-line.crashes, line.order_key, line.number))
         self._suspects = found
 
-    def _running_suspects(self, held: Mapping[str, Held]) -> bool:
-        return any(each.suspects & each.tasks.keys() for each in held.values())
-
     def _quarantined(self, line: Line) -> LineResult:
         logger.error("line %d of %s is quarantined", line.number, line.batch_id)
         return self._maker.unanswered(
@@ -183,7 +183,7 @@ class Feeder:
             each = able[batch_id]
             for line, raw in await self._offload(self._take, each, part):
                 if line.crashes:
-                    each.suspects.add(line.number)
+                    each.suspects[line.number] = line.crashes
                 task = asyncio.get_running_loop().create_task(self._run(each, line, raw))
                 each.tasks[line.number] = task
                 started += 1
@@ -206,7 +206,7 @@ class Feeder:
                 self._keep(each, line.number, result)
         finally:
             each.tasks.pop(line.number, None)
-            each.suspects.discard(line.number)
+            each.suspects.pop(line.number, None)
             self._wake()
 
     async def _result(self, each: Held, line: Line, raw: bytes) -> LineResult | None:

@@ -18,8 +18,8 @@ from echo_sglang.service.model import Batch, BatchState, Lease, Line
 @dataclass(slots=True, kw_only=True, eq=False)
 class Held:
     """tasks: lines that the engine works on, by number. unkept: numbers of lines whose
-    results are not written down yet. suspects: numbers in `tasks` that met an engine crash
-    before. phase: the validation or the end of the batch, while it runs.
+    results are not written down yet. suspects: the lines in `tasks` that met engine crashes
+    before, and how many. phase: the validation or the end of the batch, while it runs.
     """
 
     lease: Lease
@@ -27,7 +27,7 @@ class Held:
     pace: Pace
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     unkept: set[int] = field(default_factory=set)
-    suspects: set[int] = field(default_factory=set)
+    suspects: dict[int, int] = field(default_factory=dict)
     phase: asyncio.Task[Batch] | None = None
 
     @property

@@ -168,6 +168,7 @@ class FakeEngine:
     met_poison: list[set[str]] = field(default_factory=list)
     most_in_flight: int = 0
     down_until_s: float = 0.0
+    died: bool = False
 
     @property
     def ready(self) -> bool:
@@ -202,6 +203,7 @@ class FakeEngine:
     def die(self) -> None:
         self.met_poison.append(set(self.running))
         if self.in_process:
+            self.died = True
             self.faults.kill()
             return
         self.down_until_s = asyncio.get_running_loop().time() + 2.0
@@ -239,6 +241,7 @@ class World:
         self.seen: dict[tuple[str, str], bytes] = {}
         self.lives = 0
         self.killed_from_outside = False
+        self.innocent_blamed = seed % 3 == 0  # two servers die together of one's poison
         self.poison_in_process = self.chance.random() < 0.5
         self.engines: list[FakeEngine] = []
         self._script = self._plan()
@@ -313,6 +316,8 @@ class World:
                 for runner in runners:
                     await runner.stop()
             else:
+                if not any(engine.died for engine in self.engines[-len(runners) :]):
+                    self.innocent_blamed = True
                 for task in tasks:
                     if _failed(task) and not isinstance(
                         task.exception(), Killed | StoreIOError | StoreFullError
@@ -531,6 +536,8 @@ class World:
         if error is not None:
             allowed = {"batch_cancelled", "batch_expired", "line_crashes_engine"}
             assert error["code"] in allowed
+            quarantined = error["code"] == "line_crashes_engine"
+            assert not quarantined or fate.poison or self.innocent_blamed
             assert error["code"] != "batch_cancelled" or batch.state.value == "cancelled"
             assert error["code"] != "batch_expired" or batch.state.value == "expired"
             return
