@@ -1,12 +1,13 @@
 """The echo-sglang command.
 
-Exit codes: 0 done, 1 a check that does not hold, 2 bad input.
+Exit codes: 0 done, 1 a check that does not hold, 2 bad input; `batch` has one more.
 """
 
 from __future__ import annotations
 
 import typer
 
+from echo_sglang.cli.batch import app as batch
 from echo_sglang.cli.check import check
 from echo_sglang.cli.inspection import inspect
 from echo_sglang.cli.profile import profile
@@ -17,9 +18,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Profile a server, train a model of its iteration times, look at one.",
+    help="Batches of offline requests; profile a server, train a model of its iteration times, "
+    "look at one.",
 )
 app.command()(profile)
 app.command()(train)
 app.command()(inspect)
 app.command()(check)
+app.add_typer(batch, name="batch")
