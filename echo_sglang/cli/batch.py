@@ -86,9 +86,6 @@ def submit(
     path: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False)],
     window: Annotated[str, typer.Option(help="Time it may take, such as 90m, 24h, 7d.")] = "24h",
     metadata: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, may be repeated.")] = None,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="Sent again with the same file, no second batch is made.")
-    ] = None,
     watch_it: Annotated[bool, typer.Option("--watch", help="Stay until it has ended.")] = False,
     poll_s: PollOption = 1.0,
     url: UrlOption = DEFAULT_URL,
@@ -104,9 +101,7 @@ def submit(
     with connected(url, api_key) as client:
         with path.open("rb") as source:
             file = client.upload(path, source)
-        batch = client.create(
-            file["id"], checked.endpoint, window, _pairs(metadata or []), idempotency_key
-        )
+        batch = client.create(file["id"], checked.endpoint, window, _pairs(metadata or []))
         if watch_it:
             batch = _watched(client, batch["id"], poll_s, quiet=as_json)
     _print_batch(batch, as_json)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import httpx
 
 from echo_sglang.errors import EchoError
 
 TIMEOUT_S = 60.0
+RETRY_AFTER_S = (0.5, 2.0)
+"""Pauses before a batch whose request got no answer is asked for again."""
 
 
 class UnreachableError(EchoError):
@@ -44,21 +48,21 @@ class BatchClient:
         )
 
     def create(
-        self,
-        file_id: str,
-        endpoint: str,
-        window: str,
-        metadata: Mapping[str, str],
-        idempotency_key: str | None,
+        self, file_id: str, endpoint: str, window: str, metadata: Mapping[str, str]
     ) -> Mapping[str, Any]:
-        """Make a batch."""
+        """Make a batch: one, though the request is sent again if no answer came."""
         body = {
             "input_file_id": file_id,
             "endpoint": endpoint,
             "completion_window": window,
             "metadata": metadata,
         }
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        headers = {"Idempotency-Key": str(uuid4())}
+        for pause_s in RETRY_AFTER_S:
+            try:
+                return self._ask("POST", "/v1/batches", json=body, headers=headers)
+            except UnreachableError:
+                time.sleep(pause_s)
         return self._ask("POST", "/v1/batches", json=body, headers=headers)
 
     def get(self, batch_id: str) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
@@ -84,8 +86,35 @@ class World:
 
 @contextmanager
 def world(data_dir: Path, **settings: Any) -> Iterator[World]:
-    """A server that lives as long as the block."""
+    """A server that lives as long as the block, asked without a socket."""
     engine = OpenGate()
+    app, service = _app(data_dir, engine, settings)
+    with TestClient(app) as client:
+        yield World(client, service, engine)
+
+
+@contextmanager
+def served(data_dir: Path, **settings: Any) -> Iterator[tuple[str, OpenGate]]:
+    """The URL of such a server on a free loopback port, and its engine."""
+    engine = OpenGate()
+    app, _ = _app(data_dir, engine, settings)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}", engine
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _app(
+    data_dir: Path, engine: OpenGate, settings: dict[str, Any]
+) -> tuple[FastAPI, BatchService]:
     settings.setdefault("runner", RunnerSettings(name="", poll_s=0.02))
     service = open_service(ServiceSettings(data_dir=data_dir, **settings), time.time)
 
@@ -98,8 +127,7 @@ def world(data_dir: Path, **settings: Any) -> Iterator[World]:
     app = FastAPI(lifespan=lifespan)
     app.include_router(files_router(lambda: service))
     app.include_router(batches_router(lambda: service))
-    with TestClient(app) as client:
-        yield World(client, service, engine)
+    return app, service
 
 
 def wanted(file_id: str, **fields: Any) -> dict[str, Any]:
