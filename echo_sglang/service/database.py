@@ -71,9 +71,7 @@ class Database:
         lock = _lock_folder(data_dir)
         try:
             target = sa.make_url(url) if url else _sqlite_url(data_dir)
-            engine = sa.create_engine(target, pool_pre_ping=target.drivername != "sqlite")
-            if engine.dialect.name == "sqlite":
-                _prepare_sqlite(engine)
+            engine = cls.make_engine(target)
             where = target.render_as_string(hide_password=True)
             database = cls(engine, where, lock, events=events, new_hex=new_hex)
             database._check_health()
@@ -87,6 +85,15 @@ class Database:
             os.close(lock)
             raise
         return database
+
+    @classmethod
+    def make_engine(cls, target: sa.URL) -> sa.Engine:
+        """Connections to this database, set up as they must be."""
+        if target.get_backend_name() != "sqlite":
+            return sa.create_engine(target, pool_pre_ping=True)
+        engine = sa.create_engine(target)
+        _prepare_sqlite(engine)
+        return engine
 
     @property
     def is_sqlite(self) -> bool:

@@ -123,6 +123,9 @@ class EndingTable:
             .where(_results.batch_id.in_(ended))
             .limit(limit)
         )
+        with self._database.reading() as connection:
+            if connection.execute(some.limit(1)).first() is None:
+                return 0
         with self._database.writing() as connection:
             keys = [tuple(row) for row in connection.execute(some)]
             for part in parts(keys):

@@ -130,7 +130,7 @@ class Feeder:
         if suspects:
             return self._take_suspects(room)
         if not self._drawn:
-            standings = [each.standing() for each in able.values()]
+            standings = [each.standing() for each in able.values() if each.waits]
             turn = in_turn(standings, self._clock(), self._lines_per_s(able))
             self._drawn.extend(await self._offload(draw, self._work, turn, _DRAWN_LINES, 0))
         return [self._drawn.popleft() for _ in range(min(room, len(self._drawn)))]

@@ -35,6 +35,11 @@ class Held:
         """Lines that take up memory and engine capacity."""
         return len(self.tasks) + len(self.unkept)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it may have lines that nobody has started."""
+        return self.batch.counts.open > self.in_flight
+
     def feeds(self, now: float) -> bool:
         """Whether lines of it may be started."""
         batch = self.batch

@@ -8,6 +8,7 @@ import contextlib
 import os
 import selectors
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from random import Random
 from typing import Any
 
 import orjson
+import sqlalchemy as sa
 
 from echo_sglang.service.contents import LocalContents
 from echo_sglang.service.database import SQLITE_NAME, Database
@@ -39,8 +41,6 @@ from echo_sglang.service.store import Store, open_store
 from echo_sglang.service.validation import ValidationLimits
 
 ENDPOINT = "/v1/completions"
-_COMPILED: dict[Any, Any] = {}
-"""SQL that was compiled in an earlier life; compiling is most of a life's time."""
 
 
 class Killed(BaseException):
@@ -103,6 +103,22 @@ class FaultyDatabase(Database):
     """Dies before a transaction, before its commit, or after it before anybody knows."""
 
     faults: Faults
+    path: str
+    shared: sa.Engine | None = None
+    """One engine for all lives: compiling its SQL anew would take most of each."""
+
+    @classmethod
+    def make_engine(cls, target: sa.URL) -> sa.Engine:
+        assert target.database is not None
+        cls.path = target.database
+        if cls.shared is None:
+            cls.shared = super().make_engine(target)
+
+            @sa.event.listens_for(cls.shared, "do_connect")
+            def connect(*_: object) -> sqlite3.Connection:
+                return sqlite3.connect(cls.path, check_same_thread=False)
+
+        return cls.shared
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Any]:
@@ -293,7 +309,6 @@ class World:
         database = FaultyDatabase.open(
             self.folder, None, upgrade=False, events=False, new_hex=self._new_hex
         )
-        database.engine.update_execution_options(compiled_cache=_COMPILED)
         faults.kill_rate, (faults.full_rate, faults.io_rate) = quiet, rates
         store = Store(database)
         contents = FaultyContents(self.folder / "files", faults)
@@ -340,8 +355,8 @@ class World:
         self.engines.append(engine)
         settings = RunnerSettings(
             name=f"server-{number}",
-            lease_s=10.0,
-            poll_s=3.0,
+            lease_s=15.0,
+            poll_s=5.0,
             blame_crashes=not self.killed_from_outside,
             feed=FeedSettings(max_attempts=5, cautious_in_flight=4),
             limits=ValidationLimits(max_lines=50),
@@ -470,7 +485,7 @@ class World:
     async def _watch(self, store: Store) -> None:
         """A result that was seen stays as it is."""
         while True:
-            await asyncio.sleep(self.chance.uniform(5, 15))
+            await asyncio.sleep(self.chance.uniform(10, 25))
             for batch_id in self.batches:
                 for kind in ResultKind:
                     for raw in store.batches.result_lines(batch_id, kind, 0, 1000):
