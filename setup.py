@@ -22,6 +22,7 @@ setup(
         "typer",
         "alembic",
         "fsspec",
+        "orjson",
         "python-multipart",
         "sqlalchemy>=2.1",
         "standardwebhooks",
