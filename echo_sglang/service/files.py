@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from echo_sglang.service.contents import Contents, LocalContents, Writer, open_contents
-from echo_sglang.service.errors import InvalidInputError, NotFoundError, TooLargeError
+from echo_sglang.service.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    TooLargeError,
+)
 from echo_sglang.service.model import FILE_ID, FileObject
 from echo_sglang.service.store import Store
 
@@ -143,8 +149,9 @@ class Files:
         now = self._clock()
         gone = 0
         for file in self._store.files.expired(now):
-            self.delete(file.owner, file.id)
-            gone += 1
+            with contextlib.suppress(NotFoundError, ConflictError):  # somebody was faster
+                self.delete(file.owner, file.id)
+                gone += 1
         for contents in (self._contents, self._copies):
             old = list(contents.old_names(now - _ORPHAN_AFTER_S))
             known = self._store.files.known([name for name in old if FILE_ID.fullmatch(name)])
