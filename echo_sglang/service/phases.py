@@ -74,17 +74,31 @@ def finish_batch(
     while endings.answer_rest(lease, lambda line: maker.unanswered(line, code, message)):
         pass
     batch = work.held(lease)
-    written = [
-        _write(store, files, batch, kind, file_id, expected)
-        for kind, file_id, expected in (
-            (ResultKind.OUTPUT, batch.output_file, batch.counts.completed),
-            (ResultKind.ERROR, batch.error_file, batch.counts.failed),
-        )
-        if expected
-    ]
+    counts = {ResultKind.OUTPUT: batch.counts.completed, ResultKind.ERROR: batch.counts.failed}
+    written = [write_file(store, files, batch, kind) for kind, lines in counts.items() if lines]
     batch = endings.finish(lease, written, clock())
     files.drop_copy(batch.input_file_id)
     return batch
+
+
+def write_file(store: Store, files: Files, batch: Batch, kind: ResultKind) -> FileObject:
+    """Write one result file of a batch that is ending, whole or not at all.
+
+    Raises LeaseLostError if another runner ended the batch meanwhile, StoreError.
+    """
+    output = kind is ResultKind.OUTPUT
+    lines = _counted(
+        store.endings.results(batch.id, kind),
+        batch.counts.completed if output else batch.counts.failed,
+        batch.id,
+    )
+    return files.write_result(
+        batch.owner,
+        batch.output_file if output else batch.error_file,
+        f"{batch.id}_{kind.value}.jsonl",
+        lines,
+        batch.output_expires_after_s or DEFAULT_LIFETIME_S,
+    )
 
 
 def _pieces(files: Files, file_id: str) -> Iterator[bytes]:
@@ -95,15 +109,6 @@ def _pieces(files: Files, file_id: str) -> Iterator[bytes]:
                 yield piece
     except OSError as error:
         raise StoreIOError(f"input file {file_id} cannot be read: {error}") from error
-
-
-def _write(
-    store: Store, files: Files, batch: Batch, kind: ResultKind, file_id: str, expected: int
-) -> FileObject:
-    lifetime_s = batch.output_expires_after_s or DEFAULT_LIFETIME_S
-    lines = _counted(store.endings.results(batch.id, kind), expected, batch.id)
-    name = f"{batch.id}_{kind.value}.jsonl"
-    return files.write_result(batch.owner, file_id, name, lines, lifetime_s)
 
 
 def _counted(lines: Iterable[bytes], expected: int, batch_id: str) -> Iterator[bytes]:

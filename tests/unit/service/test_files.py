@@ -33,16 +33,6 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """moto's S3 on a free loopback port."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -61,22 +51,10 @@ def files(
     tmp_path: Path,
     opened: Store,
     clock: Clock,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Files:
     if request.param == "folder":
         return Files(opened, tmp_path, clock=clock, max_upload_bytes=1000)
-    s3fs = pytest.importorskip("s3fs")
-    endpoint = request.getfixturevalue("s3_endpoint")
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-        ("AWS_ENDPOINT_URL", endpoint),
-    ):
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdirs(f"bucket-{tmp_path.name.replace('_', '-')[:40]}", exist_ok=True)
-    url = f"s3://bucket-{tmp_path.name.replace('_', '-')[:40]}/batches"
+    url = request.getfixturevalue("s3_url")
     return Files(opened, tmp_path, url, clock=clock, max_upload_bytes=1000)
 
 

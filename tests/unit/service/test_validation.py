@@ -126,3 +126,18 @@ def test_a_huge_line_is_skipped_in_little_memory_and_the_next_one_read() -> None
     assert [(each.custom_id, each.number) for each in lines] == [("after", 2)]
     assert lines[0].offset == 200_000_001
     assert peak < 64 << 20
+
+
+def test_fifty_thousand_lines_are_a_batch_and_one_more_is_not() -> None:
+    def pieces(count: int) -> Iterator[bytes]:
+        for number in range(count):
+            yield b'{"custom_id":"%d","method":"POST","url":"/v1/embeddings",' % number
+            yield b'"body":{"model":"m","input":"a"}}\n'
+
+    validation = Validation("/v1/embeddings")
+    assert sum(1 for _ in validation.lines(pieces(50_000))) == 50_000
+    assert validation.errors == []
+    validation = Validation("/v1/embeddings")
+    for _ in validation.lines(pieces(50_001)):
+        pass
+    assert [error.code for error in validation.errors] == ["too_many_tasks"]
