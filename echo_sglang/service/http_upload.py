@@ -21,6 +21,8 @@ _MAX_VALUE_BYTES = 1_024
 _WRITE_BYTES = 1 << 20
 _FORM_BYTES = 16_384
 """What a form may add to its file."""
+_UNNAMED = "upload"
+"""What OpenAI's client calls bytes that have no name."""
 _FILE_FIELD = "file"
 _LIFETIME_FIELDS = ("expires_after[anchor]", "expires_after[seconds]")
 _FIELDS = ("purpose", *_LIFETIME_FIELDS)
@@ -175,9 +177,12 @@ async def _finish(form: _Form, upload: Upload | None) -> FileObject:
 
 def _begin(form: _Form, files: Files, owner: str) -> Upload:
     """A purpose that is still to come is taken for "batch", and checked in the end."""
-    assert form.filename is not None
     purpose = form.fields.get("purpose", UPLOAD_PURPOSES[0])
-    return files.begin(owner, form.filename, purpose, _lifetime_s(form.fields))
+    name = form.filename
+    if name == _UNNAMED:
+        name = f"{_UNNAMED}.jsonl"
+    assert name is not None
+    return files.begin(owner, name, purpose, _lifetime_s(form.fields))
 
 
 def _lifetime_s(fields: Mapping[str, str]) -> int | None:

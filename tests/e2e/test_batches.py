@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
+from tests.clients.environment import ensure_client
 from tests.e2e.conftest import SMALL_SERVER_FLAGS, ServerFactory
 from tests.e2e.http_kit import until_idle
 from tests.e2e.live_server import LiveServer
+from tests.e2e.test_emulated_live import DEVICE
 from tests.e2e.test_killers import CHAT, COMPLETIONS, KILLERS
 
 pytestmark = pytest.mark.server
 
+CLIENTS = Path(__file__).parents[1] / "clients"
 RESPONSES = "/v1/responses"
 MOST_POLLS = 600
 
@@ -57,8 +64,6 @@ def submit(
 
 def ended(client: openai.OpenAI, batch_id: str) -> Any:
     """Poll until the batch is over."""
-    import time
-
     for _ in range(MOST_POLLS):
         batch = client.batches.retrieve(batch_id)
         if batch.status in ("completed", "failed", "expired", "cancelled"):
@@ -170,3 +175,59 @@ def test_a_file_that_is_no_batch_fails_with_every_reason(
         ("duplicate_custom_id", 2),
         ("url_mismatch", 3),
     ]
+
+
+def test_the_newest_client_does_all_it_can(batch_server: LiveServer) -> None:
+    script = CLIENTS / "with_openai.py"
+    url = f"http://127.0.0.1:{batch_server.port}"
+    command = [ensure_client("openai"), script, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def emulated(start_server: ServerFactory, tmp_path_factory: Any) -> LiveServer:
+    data_dir = tmp_path_factory.mktemp("data")
+    return start_server(flags=["--echo-emulate", DEVICE, "--echo-data-dir", str(data_dir)])
+
+
+def test_a_killed_server_goes_on_and_answers_every_line_once(
+    emulated: LiveServer, tmp_path: Path
+) -> None:
+    count = 120
+    lines = [
+        line(f"l{n}", COMPLETIONS, {"prompt": f"Question {n}", "max_tokens": 20 + n})
+        for n in range(count)
+    ]
+    with client_of(emulated) as client:
+        batch = submit(client, tmp_path, lines)
+        completed = 0
+        while completed < 10:
+            completed = client.batches.retrieve(batch.id).request_counts.completed
+        emulated.kill()
+    assert completed < count
+    emulated.start()
+    with client_of(emulated) as client:
+        batch = ended(client, batch.id)
+        assert batch.status == "completed"
+        assert batch.request_counts.completed == count
+        assert len(rows(client, batch.output_file_id)) == count
+
+
+def test_clients_that_leave_in_the_middle_leave_no_kv(emulated: LiveServer) -> None:
+    before = until_idle(emulated)["memory_tokens"]["locked"]
+
+    async def leave(client: httpx.AsyncClient, number: int) -> None:
+        body = {"model": "m", "prompt": f"Tell {number}", "max_tokens": 4000, "stream": True}
+        async with client.stream("POST", COMPLETIONS, json=body) as answer:
+            assert answer.status_code == 200
+            await anext(answer.aiter_lines())
+
+    async def all_leave() -> None:
+        url = f"http://127.0.0.1:{emulated.port}"
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=120) as client:
+            await asyncio.gather(*(leave(client, number) for number in range(1_000)))
+
+    asyncio.run(all_leave())
+    assert until_idle(emulated)["memory_tokens"]["locked"] == before == 0

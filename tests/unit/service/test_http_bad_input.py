@@ -280,3 +280,8 @@ def test_byte_order_mark_crlf_blank_lines_and_no_last_newline_are_fine(one: Worl
 def test_a_path_in_the_file_name_is_cut_and_never_followed(one: World) -> None:
     answer = upload(one, files={"file": ("../../etc/cron.d/x.jsonl", b"{}\n")})
     assert answer.json()["filename"] == "x.jsonl"
+
+
+def test_bytes_that_the_client_gave_no_name_are_taken(one: World) -> None:
+    answer = upload(one, files={"file": ("upload", b"{}\n")})
+    assert answer.json()["filename"] == "upload.jsonl"
