@@ -98,10 +98,11 @@ def submit(
         _print_validation(path, checked, as_json)
         raise typer.Exit(ENDED_BADLY)
     assert checked.endpoint is not None
+    pairs = _pairs(metadata or [])
     with connected(url, api_key) as client:
         with path.open("rb") as source:
             file = client.upload(path, source)
-        batch = client.create(file["id"], checked.endpoint, window, _pairs(metadata or []))
+        batch = client.create(file["id"], checked.endpoint, window, pairs)
         if watch_it:
             batch = _watched(client, batch["id"], poll_s, quiet=as_json)
     _print_batch(batch, as_json)
