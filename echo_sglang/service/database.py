@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from echo_sglang.service.errors import (
 SQLITE_NAME = "store.sqlite3"
 SQLITE_BUSY_MS = 5_000
 MIGRATIONS = "echo_sglang.service:migrations"
+_VACUUM_PAGES = 4_000
 _MIGRATION_LOCK = 0x6563686F
 """PostgreSQL's advisory lock while a server creates or upgrades the schema ("echo")."""
 
@@ -127,6 +129,19 @@ class Database:
         """One consistent view. Raises like `writing`."""
         with self._translated(), self.engine.connect() as connection, connection.begin():
             yield connection
+
+    def give_back_pages(self) -> None:
+        """Let SQLite return free pages to the disk, a bounded number; PostgreSQL does so itself."""
+        if not self.is_sqlite:
+            return
+        with self._writing, self._translated(), self.engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            # Each step of this statement frees one page; only executescript takes them all.
+            try:
+                driver.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+            except sqlite3.Error as error:
+                raise DBAPIError("PRAGMA incremental_vacuum", None, error) from error
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -131,6 +131,7 @@ class EndingTable:
             for part in parts(keys):
                 key = sa.tuple_(_results.batch_id, _results.kind, _results.position)
                 connection.execute(sa.delete(schema.results).where(key.in_(part)))
+        self._database.give_back_pages()
         return len(keys)
 
     def _tell(self, connection: sa.Connection, batch: Batch, state: BatchState, now: float) -> None:

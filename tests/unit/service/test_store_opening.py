@@ -21,8 +21,9 @@ from echo_sglang.service.errors import (
     StoreIOError,
     StoreSchemaError,
 )
+from echo_sglang.service.model import BatchState
 from echo_sglang.service.store import Store, open_store, server_name
-from tests.unit.service.store_kit import add_file, started
+from tests.unit.service.store_kit import add_file, result, started
 
 
 def test_what_was_acknowledged_is_there_after_opening_again(tmp_path: Path) -> None:
@@ -183,3 +184,22 @@ def test_a_server_keeps_its_name_over_restarts(tmp_path: Path) -> None:
     assert server_name(tmp_path) == name
     (tmp_path / "server-name").write_text("torn")
     assert server_name(tmp_path) not in (name, "torn")
+
+
+def test_the_store_shrinks_when_a_batch_has_ended(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    lease, _ = started(store, 200)
+    big = [result(number, text="x" * 20_000) for number in range(1, 201)]
+    store.work.record(lease, big)
+    store.endings.finalize(lease, BatchState.COMPLETED, 110.0)
+    store.endings.finish(lease, [], 111.0)
+
+    def pages() -> int:
+        with store.database.reading() as connection:
+            return int(connection.exec_driver_sql("PRAGMA page_count").scalar_one())
+
+    assert pages() * 4096 > 4_000_000
+    while store.endings.clean():
+        pass
+    assert pages() * 4096 < 400_000
+    store.close()
