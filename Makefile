@@ -15,7 +15,9 @@ export SGLANG_CUDA_COREDUMP_BEFORE_CRASH := 0
 export SGLANG_PYSPY_DUMP_BEFORE_CRASH := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venvs patched model stock-python demo test check lint types layers \
+ECHO_TEST_CLIENTS ?= all
+
+.PHONY: help setup venvs patched model stock-python demo test test-clients check lint types layers \
 	patch-check test-quick format bench bench-emulated bench-kv bench-kv-hits bench-sim \
 	bench-decide bench-cpu-attention clean
 
@@ -47,6 +49,9 @@ ifeq ($(PYTEST_ARGS),)
 else
 	$(VENV) -m pytest $(PYTEST_ARGS)
 endif
+
+test-clients: setup  ## client libraries, each in its own environment, on one server (ECHO_TEST_CLIENTS=openai,...)
+	ECHO_TEST_CLIENTS=$(ECHO_TEST_CLIENTS) $(VENV) -m pytest tests/clients $(PYTEST_ARGS)
 
 check: lint types layers patch-check test-quick  ## everything quick: under a minute, no server
 

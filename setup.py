@@ -25,6 +25,7 @@ setup(
         "uvicorn",
         "alembic",
         "fsspec",
+        "orjson",
         "python-multipart",
         "sqlalchemy>=2.1",
         "standardwebhooks",

@@ -183,6 +183,47 @@ class EchoConfig:
         "media a request may name: inline (what it carries itself, and URLs of "
         "--allowed-media-domains) or any (any URL, any file of the server)",
     )
+    data_dir: str = _option(
+        "--echo-data-dir",
+        "",
+        "folder in which batches and files are kept; turns /v1/files and /v1/batches on",
+    )
+    store_url: str = _option(
+        "--echo-store-url",
+        "",
+        "database shared by several servers, postgresql+psycopg://...; empty for SQLite in the "
+        "data folder",
+    )
+    files_url: str = _option(
+        "--echo-files-url",
+        "",
+        "where the bytes of files are kept, s3://bucket/prefix; empty for the data folder",
+    )
+    store_upgrade: bool = _option(
+        "--echo-store-upgrade", False, "bring a store of an older release up to date at start"
+    )
+    batch_in_flight: int = _option(
+        "--echo-batch-in-flight", 1024, "batch lines handed to the scheduler at once, at most"
+    )
+    batch_max_upload_mb: float = _option(
+        "--echo-batch-max-upload-mb", 200.0, "megabytes that an uploaded file may have, at most 200"
+    )
+    batch_webhook_url: str = _option(
+        "--echo-batch-webhook-url",
+        "",
+        "URL that is told when a batch ends, as signed standard webhooks; empty for none",
+    )
+    batch_webhook_secret_file: str = _option(
+        "--echo-batch-webhook-secret-file",
+        "",
+        "file with the key that webhooks are signed with, whsec_ and base64",
+    )
+    batch_tenant_header: str = _option(
+        "--echo-batch-tenant-header",
+        "",
+        "request header, set by your gateway, that names whose files and batches a request may "
+        "see; empty for one tenant",
+    )
 
     def __post_init__(self) -> None:
         self._require("slo_ttft_ms", self.slo_ttft_ms > 0, "above 0")
@@ -209,6 +250,9 @@ class EchoConfig:
         self._require("max_body_mb", self.max_body_mb > 0, "above 0")
         sources = [source.value for source in MediaSources]
         self._require("media", self.media in sources, ", ".join(sources))
+        self._require("batch_in_flight", self.batch_in_flight >= 1, "1 or more")
+        megabytes = self.batch_max_upload_mb
+        self._require("batch_max_upload_mb", 0 < megabytes <= 200, "above 0 to 200")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         value = getattr(self, name)

@@ -136,6 +136,12 @@ def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
         os.environ[CONFIG_ENV] = config.to_json()
         os.environ.setdefault("SGLANG_SCHEDULER_MAX_RECV_PER_POLL", MAX_RECV_PER_POLL)
 
+    service = None
+    if config is not None:
+        from echo_sglang.adapter.batches import check_batch_args, install_batches, open_batches
+
+        service = open_batches(config)
+
     from sglang.launch_server import run_server
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
@@ -152,11 +158,13 @@ def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
 
         check_server_args(server_args, os.environ)
         check_eviction(server_args, EvictionPolicy(config.eviction), os.environ)
+        check_batch_args(server_args, config)
         verify_registered()
         hooks = (*admin.HOOKS, *drain.HOOKS, *media.HOOKS, *redaction.HOOKS)
         verify_hooked(hook.target for hook in hooks)
         install_routes(config)
         admin.close_admin_routes(server_args)
+        install_batches(service, config)
     try:
         run_server(server_args)
     finally:

@@ -1,12 +1,13 @@
 """The echo-sglang command.
 
-Exit codes: 0 done, 1 a check that does not hold, 2 bad input.
+Exit codes: 0 done, 1 a check that does not hold, 2 bad input; `batch` has one more.
 """
 
 from __future__ import annotations
 
 import typer
 
+from echo_sglang.cli.batch import app as batch
 from echo_sglang.cli.check import check
 from echo_sglang.cli.explain import explain
 from echo_sglang.cli.inspection import inspect
@@ -20,8 +21,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Serve and keep serving; profile a server, train a model of its iteration times, plan "
-    "what a fleet can do, explain decisions.",
+    help="Serve and keep serving; batches of offline requests; profile a server, train a model of "
+    "its iteration times, plan what a fleet can do, explain decisions.",
 )
 app.command()(profile)
 app.command()(train)
@@ -32,3 +33,4 @@ app.command()(explain)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(serve)
+app.add_typer(batch, name="batch")

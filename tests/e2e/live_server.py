@@ -102,6 +102,12 @@ class LiveServer:
         if self._log is not None:
             self._log.close()
 
+    def kill(self) -> None:
+        """SIGKILL to the whole process group at once; `start` may follow, on the same port."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(STOP_TIMEOUT_S)
+
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
