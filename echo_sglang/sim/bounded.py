@@ -24,6 +24,9 @@ from echo_sglang.policy.attainment import AttainmentWindow
 FIRST_CHUNK_TOKENS = 512
 """Until anything is known. Later a chunk may be twice the longest one measured."""
 
+LEAST_CHUNK_TOKENS = 64
+"""A model that is wrong about short chunks is corrected only by running some."""
+
 
 class BoundedAdder(PrefillAdder):
     """SGLang's adder with a budget of prompt tokens that it must not exceed."""
@@ -78,12 +81,14 @@ def largest_chunk(
     model: StepTimeModel, decode: BatchShape, prefix_tokens: int, bound_s: float, *, most: int
 ) -> int:
     """Most prompt tokens, at most `most`, that beside `decode` end within `bound_s` by the
-    model's upper bound. An iteration that would do nothing else always gets some."""
+    model's upper bound; some whenever decoding alone leaves time."""
     known = max(FIRST_CHUNK_TOKENS, 2 * model.largest_extend_tokens)
     high = min(most, known if model.trained else FIRST_CHUNK_TOKENS)
     if not model.trained:
         return high
-    low = 0 if decode.decode_rows else min(FIRST_CHUNK_TOKENS, high)
+    if decode.decode_rows and model.upper(decode) > bound_s:
+        return 0
+    low = min(LEAST_CHUNK_TOKENS, high)
     while low < high:
         middle = (low + high + 1) // 2
         if model.upper(decode.with_chunk(middle, prefix_tokens)) <= bound_s:
