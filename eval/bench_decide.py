@@ -33,9 +33,13 @@ sys.path.insert(0, str(ROOT))
 
 DEVICE = "A100-80G:Llama-3.1-8B"
 WARM_UP = 20
+LEAST_ITERATIONS = 30
 SEED = 1
 BOUNDS_US = {"decide": (200.0, 1000.0), "added": (500.0, 2000.0)}
 """Median and p99 that Echo wants to stay within."""
+
+STOCK_CHUNK_TOKENS = 1024
+"""Stock fills every chunk; short ones give as many iterations in a window as Echo has."""
 
 PARTS = ("decide", "snapshot", "added", "iteration")
 
@@ -82,6 +86,11 @@ class Meter:
     def figures(self) -> dict[str, list[float]]:
         """Median and p99 of every part, microseconds."""
         rows = self.iterations[WARM_UP:]
+        if len(rows) < LEAST_ITERATIONS:
+            raise SystemExit(
+                f"{len(rows)} iterations after {WARM_UP} of warm-up say nothing of a p99; "
+                f"--window-s must be longer, for {LEAST_ITERATIONS} at least"
+            )
         found = {}
         for name in PARTS:
             values = sorted(1e6 * row.get(name, 0.0) for row in rows)
@@ -149,6 +158,7 @@ def measure(contender: str, pooled: int, sharing: bool, window_s: float) -> dict
         priority=not echo,
         mixed=echo,
         kv_tokens=200_000,
+        chunk_tokens=8192 if echo else STOCK_CHUNK_TOKENS,
     )
     workload = merge(online.requests(SEED), offline.requests(SEED))
     run(workload, device_from(DEVICE), setup, window_s=window_s, grace_s=0.0)
