@@ -112,7 +112,8 @@ class EchoConfig:
     min_parked_steps: int = _option(
         "--echo-min-parked-steps",
         4,
-        "iterations a preempted offline request stays away before it may resume, at least 2",
+        "iterations a preempted offline request stays away before it may resume, at least 2; twice "
+        "as many every time it is preempted again",
     )
     max_offline_wait_s: float = _option(
         "--echo-max-offline-wait-s",

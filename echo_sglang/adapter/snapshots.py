@@ -74,7 +74,9 @@ def _running(
         kv_tokens += req.seqlen
         progress = req.progress if isinstance(req, EchoReq) else None
         if progress is not None:
-            token_s = in_flight_end_s if req.rid in in_flight else None
+            # A row that decodes has its first token, be it noted yet or not.
+            unseen = req.rid in in_flight or progress.first_token_s is None
+            token_s = in_flight_end_s if unseen else None
             due_s = progress.decode_deadline_s(slo, token_s)
             late_s = progress.gap_deadline_s(slo, token_s)
             deadline_s = due_s if deadline_s is None else min(deadline_s, due_s)

@@ -41,11 +41,11 @@ class OnlineProgress:
         in_flight_end_s: when the token before it comes, if that is still on its way; None if
         all tokens computed so far were noted.
         """
+        if in_flight_end_s is None:
+            return self.next_deadline_s(slo)
         if self.first_token_s is None:
-            first_s = self.arrival_s if in_flight_end_s is None else in_flight_end_s
-            return next_token_deadline(first_s, 1, self.tpot_slo_s, slo)
-        tokens = self.tokens + (in_flight_end_s is not None)
-        return next_token_deadline(self.first_token_s, tokens, self.tpot_slo_s, slo)
+            return next_token_deadline(in_flight_end_s, 1, self.tpot_slo_s, slo)
+        return next_token_deadline(self.first_token_s, self.tokens + 1, self.tpot_slo_s, slo)
 
     def gap_deadline_s(self, slo: SloSettings, in_flight_end_s: float | None = None) -> float:
         """When the gap before that token gets too long; arguments as `decode_deadline_s`."""

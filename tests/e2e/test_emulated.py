@@ -111,3 +111,15 @@ def test_stock_takes_slots_from_offline_rows_and_that_is_counted(
     results: Mapping[str, dict[str, Any]],
 ) -> None:
     assert results["stock, few slots"]["summary"]["preemptions"] > 0
+
+
+def test_offline_work_is_neither_computed_twice_nor_sent_away_again_and_again(
+    results: Mapping[str, dict[str, Any]],
+) -> None:
+    for name in ("echo", "echo, another seed"):
+        summary, counters = results[name]["summary"], results[name]["counters"]
+        assert summary["recomputed_tokens"] == 0
+        # an online prompt that must be cut takes the place of a half-done one; no row is disturbed
+        assert counters.get("rows_released", 0) <= 2, counters
+        assert summary["preemptions_per_online"] < 1.0
+        assert summary["offline_hit_rate"] > summary["optimal_hit_rate"] - 0.05, summary
