@@ -62,7 +62,7 @@ def install_batches(service: BatchService | None, config: EchoConfig) -> None:
     app.include_router(files_router(lambda: service))
     app.include_router(batches_router(lambda: service))
     if service is not None:
-        app.router.lifespan_context = _with_service(
+        app.router.lifespan_context = with_service(
             app.router.lifespan_context, service, config.batch_in_flight
         )
 
@@ -76,7 +76,7 @@ def check_batch_args(server_args: Any, config: EchoConfig) -> None:
         )
 
 
-def _with_service(lifespan: Any, service: BatchService, max_in_flight: int) -> Any:
+def with_service(lifespan: Any, service: BatchService, max_in_flight: int) -> Any:
     """The application's lifespan with the service's within."""
 
     @asynccontextmanager

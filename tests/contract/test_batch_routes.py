@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from sglang.srt import runtime_context
+from sglang.srt.entrypoints import http_server
 from sglang.srt.entrypoints.http_server import app
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
 from starlette.testclient import TestClient
 
 from echo_sglang.adapter.batch_engine import AppEngine
-from echo_sglang.adapter.batches import check_batch_args, install_batches, open_batches
+from echo_sglang.adapter.batches import (
+    check_batch_args,
+    install_batches,
+    open_batches,
+    with_service,
+)
 from echo_sglang.config import EchoConfig
 from echo_sglang.errors import ConfigError, EchoError
+from echo_sglang.service.http_files import files_router
 from echo_sglang.service.model import EngineAnswer, LineTag
 
 TAG = LineTag(batch_id="b", custom_id="c", deadline_unix_s=4e9)
@@ -99,3 +111,37 @@ def test_two_servers_cannot_have_one_data_folder(tmp_path: Any) -> None:
     second = open_batches(config)
     assert second is not None
     asyncio.run(second.stop())
+
+
+def test_the_service_lives_within_the_server_and_ends_when_it_begins_to_stop(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = open_batches(EchoConfig(data_dir=str(tmp_path)))
+    assert service is not None
+    manager = SimpleNamespace(gracefully_exit=False, is_ready=lambda: True)
+    monkeypatch.setattr(http_server, "_global_state", SimpleNamespace(tokenizer_manager=manager))
+    monkeypatch.setattr(runtime_context, "get_serving", lambda: SimpleNamespace(api_key="k"))
+    order: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        order.append("engine up")
+        yield
+        order.append("engine down")
+
+    served = FastAPI(lifespan=with_service(lifespan, service, 4))
+    served.include_router(files_router(lambda: service))
+    client = TestClient(served)
+    assert client.get("/v1/files").status_code == 503
+    with client:
+        assert order == ["engine up"]
+        assert client.get("/v1/files").status_code == 200
+        manager.gracefully_exit = True
+        for _ in range(500):
+            answer = client.get("/v1/files")
+            if answer.status_code == 503:
+                break
+            time.sleep(0.02)
+        assert answer.json()["error"]["code"] == "unavailable"
+        assert answer.headers["retry-after"]
+    assert order == ["engine up", "engine down"]
