@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from echo_sglang.adapter.batch_engine import AppEngine
+from echo_sglang.adapter.drain import DRAIN
 from echo_sglang.config import EchoConfig
 from echo_sglang.errors import ConfigError
 from echo_sglang.service.feeder import FeedSettings
@@ -23,8 +23,6 @@ from echo_sglang.service.service import BatchService, ServiceSettings, open_serv
 from echo_sglang.service.webhooks import WebhookTarget
 
 logger = logging.getLogger(__name__)
-
-STOP_POLL_S = 0.2
 
 
 def open_batches(config: EchoConfig) -> BatchService | None:
@@ -89,23 +87,17 @@ def with_service(lifespan: Any, service: BatchService, max_in_flight: int) -> An
             api_key = get_serving().api_key
             engine = AppEngine(app, manager, api_key=api_key, max_in_flight=max_in_flight)
             service.start(engine)
-            watching = asyncio.create_task(_stop_with(manager, service))
+            DRAIN.before_drain(partial(_give_back, service))
             try:
                 yield state
             finally:
-                watching.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watching
                 await service.stop()
 
     return both
 
 
-async def _stop_with(manager: Any, service: BatchService) -> None:
-    """On SIGTERM SGLang waits for all requests and then ends the process at once: so lines in
-    flight are given back as soon as it begins to wait."""
-    while not manager.gracefully_exit:
-        await asyncio.sleep(STOP_POLL_S)
+async def _give_back(service: BatchService) -> None:
+    """SGLang ends the process as soon as its requests are done: lines in flight go back before."""
     logger.info("stopping: unfinished batch lines go back to the store")
     await service.stop()
 
