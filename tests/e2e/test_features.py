@@ -10,12 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from tests.e2e.conftest import ServerFactory
 from tests.e2e.http_kit import OFFLINE, ONLINE, generate, prompt, status, until, until_idle
@@ -26,46 +23,11 @@ pytestmark = pytest.mark.server
 SLOTS = 3
 KV_TOKENS = 2000
 NUM_LAYERS = 4
-RANK = 4
 NUM_NEW = 80
 
 
-def write_adapter(folder: Path, model_path: str, *, seed: int) -> str:
-    """A LoRA adapter of random weights, large enough to change what the model says."""
-    config = json.loads((Path(model_path) / "config.json").read_text())
-    hidden = config["hidden_size"]
-    kv_width = config["num_key_value_heads"] * config["head_dim"]
-    widths = {"q_proj": hidden, "k_proj": kv_width, "v_proj": kv_width, "o_proj": hidden}
-    chance = torch.Generator().manual_seed(seed)
-    weights = {}
-    for layer in range(NUM_LAYERS):
-        for name, width in widths.items():
-            stem = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            weights[f"{stem}.lora_A.weight"] = 0.2 * torch.randn(RANK, hidden, generator=chance)
-            weights[f"{stem}.lora_B.weight"] = 0.2 * torch.randn(width, RANK, generator=chance)
-    folder.mkdir()
-    save_file(weights, folder / "adapter_model.safetensors")
-    adapter = {
-        "peft_type": "LORA",
-        "r": RANK,
-        "lora_alpha": 2 * RANK,
-        "target_modules": list(widths),
-        "bias": "none",
-        "task_type": "CAUSAL_LM",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
-def server(
-    start_server: ServerFactory, model_path: str, tmp_path_factory: pytest.TempPathFactory
-) -> LiveServer:
-    adapters = tmp_path_factory.mktemp("adapters")
-    paths = [
-        f"{name}={write_adapter(adapters / name, model_path, seed=i)}"
-        for i, name in enumerate(("one", "two"))
-    ]
+def server(start_server: ServerFactory) -> LiveServer:
     return start_server(
         flags=[
             *("--dtype", "float32"),
@@ -75,8 +37,6 @@ def server(
             *("--max-total-tokens", str(KV_TOKENS)),
             *("--chunked-prefill-size", "128"),
             *("--slo-ttft-ms", "600000", "--slo-tpot-ms", "600000"),
-            *("--lora-backend", "torch_native", "--lora-paths", *paths),
-            *("--max-loras-per-batch", "3"),
         ],
         environment={"OMP_NUM_THREADS": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"},
     )
@@ -108,34 +68,6 @@ def neighbours(count: int) -> list[dict[str, Any]]:
 
 def preemptions(answers: Sequence[Any]) -> list[int]:
     return [answer["meta_info"]["num_retractions"] for answer in answers]
-
-
-def test_a_preempted_request_with_an_adapter_gives_the_tokens_of_an_undisturbed_run(
-    server: LiveServer,
-) -> None:
-    shared = prompt(1, 60)
-    bodies = [
-        generate(shared, NUM_NEW, OFFLINE, lora_path="one"),
-        generate(shared, NUM_NEW, OFFLINE, lora_path="two"),
-        generate(shared, NUM_NEW, OFFLINE),
-    ]
-    undisturbed = [answer_to(server, body) for body in bodies]
-    tokens = [answer["output_ids"] for answer in undisturbed]
-    assert tokens[0] != tokens[1] != tokens[2] != tokens[0]
-    # Equal prompts, but no adapter finds the KV of another.
-    assert [answer["meta_info"]["cached_tokens"] for answer in undisturbed] == [0, 0, 0]
-    assert server.post("/flush_cache", {}).status_code == 200
-    answers = disturbed(server, bodies)
-    assert sum(preemptions(answers)) > 0
-    assert [answer["output_ids"] for answer in answers] == tokens
-
-
-def test_adapters_of_more_requests_than_slots_all_get_their_turn(server: LiveServer) -> None:
-    names: list[dict[str, Any]] = [{"lora_path": "one"}, {"lora_path": "two"}, {}]
-    bodies = [generate(prompt(i, 40), 5, OFFLINE, **names[i % 3]) for i in range(12)]
-    with ThreadPoolExecutor(max_workers=len(bodies)) as clients:
-        answers = list(clients.map(lambda body: answer_to(server, body), bodies))
-    assert all(answer["meta_info"]["completion_tokens"] == 5 for answer in answers)
 
 
 def test_a_request_with_a_grammar_is_kept_and_its_answer_fits(server: LiveServer) -> None:
