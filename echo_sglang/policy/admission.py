@@ -39,7 +39,7 @@ class Admission:
             if candidate.rests:
                 about_to_resume = about_to_resume or candidate.rest_steps <= RESULT_STEPS
                 continue
-            if about_to_resume and candidate.extend_tokens > candidate.prefix_tokens:
+            if about_to_resume and not candidate.is_cached:
                 continue
             need = candidate.extend_tokens + candidate.max_new_tokens + snapshot.page_size
             if need > tokens_left:

@@ -73,8 +73,14 @@ def waiting(rid: str, *, tokens: int, due_in_s: float = 2.0) -> WaitingOnline:
 
 
 def candidate(rid: str, *, tokens: int, parked: int | None = None) -> OfflineCandidate:
+    """One that never ran, or that gave way `parked` iterations ago and rests for 4."""
     return OfflineCandidate(
-        rid=rid, extend_tokens=tokens, prefix_tokens=0, max_new_tokens=16, steps_parked=parked
+        rid=rid,
+        extend_tokens=tokens,
+        prefix_tokens=0,
+        max_new_tokens=16,
+        steps_parked=parked,
+        rest_steps=0 if parked is None else SETTINGS.min_parked_steps,
     )
 
 

@@ -235,7 +235,7 @@ def test_a_prompt_larger_than_the_pool_less_reserve_still_runs_alone() -> None:
 
 
 def test_a_released_row_stays_away_for_some_iterations() -> None:
-    fresh = replace(candidate("a", tokens=9, parked=3), rest_steps=4)
+    fresh = candidate("a", tokens=9, parked=3)
     assert decide(snapshot(candidates=(fresh,)), MODEL, SETTINGS).offline_order == ()
     rested = replace(fresh, steps_parked=4)
     assert decide(snapshot(candidates=(rested,)), MODEL, SETTINGS).offline_order == ("a",)
