@@ -2,6 +2,7 @@
 
 PYTHON ?= python3.11
 PYTEST_ARGS ?=
+ECHO_TEST_CLIENTS ?= all
 
 VENV := .venv/bin/python
 STOCK := .venv-stock/bin/python
@@ -15,8 +16,6 @@ export SGLANG_CUDA_COREDUMP_BEFORE_CRASH := 0
 export SGLANG_PYSPY_DUMP_BEFORE_CRASH := 0
 
 .DEFAULT_GOAL := help
-ECHO_TEST_CLIENTS ?= all
-
 .PHONY: help setup venvs patched model stock-python demo test test-clients check lint types layers \
 	patch-check test-quick format bench bench-emulated bench-kv bench-kv-hits bench-sim \
 	bench-decide bench-cpu-attention clean
@@ -50,7 +49,7 @@ else
 	$(VENV) -m pytest $(PYTEST_ARGS)
 endif
 
-test-clients: setup  ## client libraries, each in its own environment, on one server (ECHO_TEST_CLIENTS=openai,...)
+test-clients: setup  ## client libraries on one server (ECHO_TEST_CLIENTS=openai,...)
 	ECHO_TEST_CLIENTS=$(ECHO_TEST_CLIENTS) $(VENV) -m pytest tests/clients $(PYTEST_ARGS)
 
 check: lint types layers patch-check test-quick  ## everything quick: under a minute, no server

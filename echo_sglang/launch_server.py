@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 
 from echo_sglang.config import CONFIG_ENV, EchoConfig, EvictionPolicy
-from echo_sglang.errors import EchoError
+from echo_sglang.errors import ConfigError, EchoError
 from echo_sglang.sim.environment import EMULATE_ENV
 
 CPU_PLATFORM = "echo_cpu"
@@ -66,6 +66,11 @@ def main(argv: list[str]) -> int:
     if "-h" in sglang_args or "--help" in sglang_args:
         parser.print_help()
     try:
+        if known.echo_off and known.data_dir:
+            raise ConfigError(
+                "--echo-data-dir does not go with --echo-off: batches run as Echo's offline work; "
+                "leave one of them out"
+            )
         choose_platform()
         emulated = emulate(known.echo_emulate)
         config = None if known.echo_off else EchoConfig.from_arguments(vars(known))

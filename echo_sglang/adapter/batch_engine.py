@@ -59,7 +59,7 @@ class AppEngine:
 
     async def submit(self, endpoint: str, body: Mapping[str, Any], tag: LineTag) -> EngineAnswer:
         """See `Engine`."""
-        request_id = f"batch-{uuid4().hex}"
+        request_id = f"{'resp_' if endpoint == RESPONSES else 'batch-'}{uuid4().hex}"
         fault = _fault(endpoint, body)
         if fault is not None:
             return EngineAnswer(status=400, body=fault, request_id=request_id)

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import functools
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from echo_sglang.cli.batch_client import BatchClient, UnreachableError
+from echo_sglang.cli.batch_view import (
+    ENDED_BADLY,
+    exit_with,
+    print_batch,
+    print_validation,
+    state_of,
+    watched,
+)
 from echo_sglang.cli.output import (
     JsonFlag,
-    print_facts,
     print_json,
     print_table,
     refuses_clearly,
@@ -30,9 +34,7 @@ from echo_sglang.errors import EchoError
 from echo_sglang.service.contents import READ_BYTES
 from echo_sglang.service.validation import Validation
 
-ENDED_BADLY = 1
 UNREACHABLE = 3
-FINAL = ("completed", "failed", "expired", "cancelled")
 DEFAULT_URL = "http://127.0.0.1:30000"
 
 P = ParamSpec("P")
@@ -95,7 +97,7 @@ def submit(
     """Check a file, upload it and make a batch of it."""
     checked = _checked(path)
     if checked.errors:
-        _print_validation(path, checked, as_json)
+        print_validation(path, checked, as_json)
         raise typer.Exit(ENDED_BADLY)
     assert checked.endpoint is not None
     pairs = _pairs(metadata or [])
@@ -104,9 +106,9 @@ def submit(
             file = client.upload(path, source)
         batch = client.create(file["id"], checked.endpoint, window, pairs)
         if watch_it:
-            batch = _watched(client, batch["id"], poll_s, quiet=as_json)
-    _print_batch(batch, as_json)
-    _exit_with(batch if watch_it else {})
+            batch = watched(client, batch["id"], poll_s, quiet=as_json)
+    print_batch(batch, as_json)
+    exit_with(batch if watch_it else {})
 
 
 @app.command("list")
@@ -129,7 +131,7 @@ def list_batches(
         [
             [
                 batch["id"],
-                _state(batch),
+                state_of(batch),
                 *(str(batch["request_counts"][name]) for name in ("completed", "failed", "total")),
                 batch["completion_window"],
             ]
@@ -148,7 +150,7 @@ def status(
 ) -> None:
     """How far a batch is."""
     with connected(url, api_key) as client:
-        _print_batch(client.get(batch_id), as_json)
+        print_batch(client.get(batch_id), as_json)
 
 
 @app.command()
@@ -162,9 +164,9 @@ def watch(
 ) -> None:
     """Stay with a batch until it has ended; exit code 1 if it did not end well."""
     with connected(url, api_key) as client:
-        batch = _watched(client, batch_id, poll_s, quiet=as_json)
-    _print_batch(batch, as_json)
-    _exit_with(batch)
+        batch = watched(client, batch_id, poll_s, quiet=as_json)
+    print_batch(batch, as_json)
+    exit_with(batch)
 
 
 @app.command()
@@ -209,7 +211,7 @@ def _changing(verb: str, text: str) -> None:
         as_json: JsonFlag = False,
     ) -> None:
         with connected(url, api_key) as client:
-            _print_batch(client.change(batch_id, verb), as_json)
+            print_batch(client.change(batch_id, verb), as_json)
 
     app.command(verb, help=text)(talks_to_server(change))
 
@@ -231,7 +233,7 @@ def validate(
 ) -> None:
     """Check a file as the server would, without one; exit code 1 if it is not a batch."""
     checked = _checked(path, endpoint)
-    _print_validation(path, checked, as_json)
+    print_validation(path, checked, as_json)
     if checked.errors:
         raise typer.Exit(ENDED_BADLY)
 
@@ -247,29 +249,6 @@ def _checked(path: Path, endpoint: str | None = None) -> Validation:
     return validation
 
 
-def _print_validation(path: Path, checked: Validation, as_json: bool) -> None:
-    faults = [
-        {"code": each.code, "line": each.line, "message": each.message, "param": each.param}
-        for each in checked.errors
-    ]
-    if as_json:
-        print_json(
-            {
-                "valid": not faults,
-                "lines": checked.num_lines,
-                "endpoint": checked.endpoint,
-                "model": checked.model,
-                "errors": faults,
-            }
-        )
-        return
-    for fault in faults:
-        place = f"{path}:{fault['line']}" if fault["line"] else str(path)
-        print(f"{place}: {fault['code']}: {fault['message']}", file=sys.stderr)
-    if not faults:
-        print(f"{path}: {checked.num_lines} lines for {checked.endpoint}, model {checked.model}")
-
-
 def _pairs(given: list[str]) -> Mapping[str, str]:
     pairs = {}
     for text in given:
@@ -278,71 +257,3 @@ def _pairs(given: list[str]) -> Mapping[str, str]:
             raise EchoError(f"--metadata {text!r}: write NAME=VALUE")
         pairs[name] = value
     return pairs
-
-
-def _watched(
-    client: BatchClient, batch_id: str, poll_s: float, *, quiet: bool
-) -> Mapping[str, Any]:
-    """Show progress on stderr until the batch has ended. A server that restarts meanwhile is
-    waited for."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    batch = client.get(batch_id)
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task(_state(batch), total=None, left="")
-        while True:
-            counts = batch["request_counts"]
-            progress.update(
-                task,
-                description=_state(batch),
-                total=counts["total"] or None,
-                completed=counts["completed"] + counts["failed"],
-                left=_left(batch),
-            )
-            if batch["status"] in FINAL:
-                return batch
-            time.sleep(poll_s)
-            try:
-                batch = client.get(batch_id)
-            except UnreachableError:
-                progress.update(task, left="server away, waiting")
-
-
-def _state(batch: Mapping[str, Any]) -> str:
-    return "paused" if batch.get("echo", {}).get("paused") else str(batch["status"])
-
-
-def _left(batch: Mapping[str, Any]) -> str:
-    eta_s = batch.get("echo", {}).get("eta_s")
-    return "" if eta_s is None else f"about {eta_s} s left"
-
-
-def _print_batch(batch: Mapping[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(batch)
-        return
-    counts = batch["request_counts"]
-    facts = {
-        "batch": batch["id"],
-        "status": _state(batch),
-        "lines": f"{counts['completed']} completed, {counts['failed']} failed, of "
-        f"{counts['total']}",
-        "left": _left(batch) or "-",
-        "output file": batch["output_file_id"] or "-",
-        "error file": batch["error_file_id"] or "-",
-    }
-    print_facts(facts)
-    for error in (batch["errors"] or {}).get("data", []):
-        place = f"line {error['line']}: " if error["line"] else ""
-        print(f"{place}{error['code']}: {error['message']}", file=sys.stderr)
-
-
-def _exit_with(batch: Mapping[str, Any]) -> None:
-    """Exit code 1 for an ended batch that did not end well."""
-    if batch and (batch["status"] != "completed" or batch["request_counts"]["failed"]):
-        raise typer.Exit(ENDED_BADLY)

@@ -47,6 +47,9 @@ _PLAIN = (
     "cancelled_at",
 )
 
+_BY_ID = sa.select(schema.batches).where(_batches.id == sa.bindparam("batch_id"))
+_BY_ID_LOCKED = _BY_ID.with_for_update()
+
 
 def batch_of(row: sa.Row[Any]) -> Batch:
     """The batch that a row of `schema.batches` is."""
@@ -75,17 +78,22 @@ def insert_batch(connection: sa.Connection, batch: Batch) -> None:
     connection.execute(sa.insert(schema.batches).values(values | {"lease_fence": 0}))
 
 
+def batch_row(
+    connection: sa.Connection, batch_id: str, *, lock: bool = False
+) -> sa.Row[Any] | None:
+    """The row of a batch, if there is one. lock: see `find_batch`."""
+    query = _BY_ID_LOCKED if lock else _BY_ID
+    return connection.execute(query, {"batch_id": batch_id}).one_or_none()
+
+
 def find_batch(
     connection: sa.Connection, batch_id: str, owner: str | None, *, lock: bool = False
 ) -> Batch:
     """The batch as it is; owner None for any. lock: nobody else changes it until the
     transaction ends. Raises NotFoundError."""
-    row = None
-    if BATCH_ID.fullmatch(batch_id):
-        query = sa.select(schema.batches).where(_batches.id == batch_id)
-        if owner is not None:
-            query = query.where(_batches.owner == owner)
-        row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    row = batch_row(connection, batch_id, lock=lock) if BATCH_ID.fullmatch(batch_id) else None
+    if row is not None and owner is not None and row.owner != owner:
+        row = None
     if row is None:
         raise NotFoundError(f"no batch with id {batch_id[:80]!r}")
     return batch_of(row)

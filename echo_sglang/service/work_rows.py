@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from echo_sglang.service import schema
-from echo_sglang.service.batch_rows import batch_of, update_batch
+from echo_sglang.service.batch_rows import batch_of, batch_row, update_batch
 from echo_sglang.service.errors import LeaseLostError
 from echo_sglang.service.model import (
     Batch,
@@ -29,8 +29,7 @@ _T = TypeVar("_T")
 def fenced(connection: sa.Connection, lease: Lease, *states: BatchState) -> Batch:
     """The batch, locked; LeaseLostError unless this lease holds it and it is in one of
     `states` (any, if none are named)."""
-    query = sa.select(schema.batches).where(_batches.id == lease.batch_id).with_for_update()
-    row = connection.execute(query).one_or_none()
+    row = batch_row(connection, lease.batch_id, lock=True)
     if row is None or row.lease_fence != lease.fence or row.lease_owner is None:
         raise LeaseLostError(f"another runner has taken {lease.batch_id}, or it was deleted")
     batch = batch_of(row)

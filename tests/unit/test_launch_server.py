@@ -67,3 +67,8 @@ def test_a_trace_where_nothing_can_be_written_ends_the_launcher(
     path = tmp_path / "absent" / "trace.jsonl"
     assert main(["--model-path", "m", "--echo-trace", str(path)]) == 2
     assert f"--echo-trace {path}: allowed is" in capsys.readouterr().err
+
+
+def test_a_stock_server_has_no_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model-path", "m", "--echo-off", "--echo-data-dir", "d"]) == 2
+    assert "--echo-off" in capsys.readouterr().err

@@ -20,11 +20,15 @@ from setup_env import (
     stamped,
 )
 
+PIN = re.compile(r"[A-Za-z0-9._-]+(\[[a-z0-9,]+\])?==[\w.]+")
+CLIENT_PINS = sorted((PROJECT / "requirements" / "clients").glob("*.txt"))
 
-def test_every_requirement_is_pinned_exactly() -> None:
-    lines = pins(REQUIREMENTS.read_text())
+
+@pytest.mark.parametrize("path", [REQUIREMENTS, *CLIENT_PINS], ids=lambda path: path.stem)
+def test_every_requirement_is_pinned_exactly(path: Path) -> None:
+    lines = pins(path.read_text())
     assert lines
-    assert [line for line in lines if not re.fullmatch(r"[a-z-]+==[\w.]+", line)] == []
+    assert [line for line in lines if not PIN.fullmatch(line)] == []
 
 
 def test_the_environment_and_the_package_pin_the_same_sglang() -> None:

@@ -257,7 +257,7 @@ class World:
         self.seen: dict[tuple[str, str], bytes] = {}
         self.lives = 0
         self.killed_from_outside = False
-        self.innocent_blamed = seed % 3 == 0  # two servers die together of one's poison
+        self.innocent_blamed = seed % 4 == 0  # two servers die together of one's poison
         self.poison_in_process = self.chance.random() < 0.5
         self.engines: list[FakeEngine] = []
         self._script = self._plan()
@@ -266,7 +266,7 @@ class World:
 
     def _plan(self) -> list[tuple[float, str]]:
         chance = self.chance
-        script = [(chance.uniform(0, 10), "submit") for _ in range(chance.randint(1, 3))]
+        script = [(chance.uniform(0, 10), "submit") for _ in range(chance.randint(1, 2))]
         for verb, most in (("cancel", 1), ("pause", 1), ("jump", 2), ("kill", 3), ("freeze", 1)):
             script += [(chance.uniform(0, 30), verb) for _ in range(chance.randint(0, most))]
         self.calm_at_s = 40.0
@@ -313,7 +313,7 @@ class World:
         store = Store(database)
         contents = FaultyContents(self.folder / "files", faults)
         files = Files(store, self.folder, clock=self.clock, contents=contents)
-        gates = [Gate() for _ in range(2 if self.seed % 3 == 0 else 1)]
+        gates = [Gate() for _ in range(2 if self.seed % 4 == 0 else 1)]
         runners = [self._runner(store, files, gate, n) for n, gate in enumerate(gates)]
         tasks = [asyncio.create_task(runner.run()) for runner in runners]
         tasks.append(asyncio.create_task(self._clients(store, files, runners, gates)))
@@ -447,7 +447,7 @@ class World:
     def _submit(self, store: Store, files: Files) -> None:
         chance = self.chance
         name = self._new_hex()[:6]
-        ids = [f"{name}-{n}" for n in range(chance.randint(1, 14))]
+        ids = [f"{name}-{n}" for n in range(chance.randint(1, 10))]
         upload = files.begin("", "in.jsonl", "batch")
         for custom_id in ids:
             prompt = "p" * 300 * chance.randint(0, 3) + custom_id

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import orjson
 import pytest
 
@@ -48,7 +47,7 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield found
 
 
-Answer = httpx.Response
+Answer = Any
 PURPOSE = {"purpose": "batch"}
 FILE = {"file": ("in.jsonl", b"{}\n")}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,34 @@ def test_an_idempotency_key_replays_the_same_body_and_refuses_another(one: World
     assert other.json()["error"]["code"] == "idempotency_key_reused"
     listed = one.client.get("/v1/batches").json()["data"]
     assert [batch["input_file_id"] for batch in listed].count(body["input_file_id"]) == 1
+
+
+def test_many_requests_at_once_with_one_key_make_one_batch(one: World) -> None:
+    body = wanted(one.upload(lines("a")))
+
+    def create(_: int) -> str:
+        answer = one.client.post("/v1/batches", json=body, headers={"Idempotency-Key": "race"})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(create, range(16)))) == 1
+
+
+def test_a_cancel_that_races_the_end_loses_no_line(one: World) -> None:
+    for _ in range(10):
+        batch = one.submit(lines("a", "b", "c"))
+        answer = one.client.post(f"/v1/batches/{batch['id']}/cancel")
+        assert answer.status_code in (200, 409)
+        ended = one.until(batch["id"], "completed", "cancelled")
+        counts = ended["request_counts"]
+        found = [
+            custom_id
+            for name in ("output_file_id", "error_file_id")
+            if ended[name]
+            for custom_id in rows(one.client.get(f"/v1/files/{ended[name]}/content").text)
+        ]
+        assert len(found) == counts["total"] == counts["completed"] + counts["failed"]
 
 
 def test_pages_go_through_all_batches_and_files_once(one: World) -> None:
