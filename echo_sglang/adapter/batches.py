@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_sglang.adapter.batch_engine import AppEngine
-from echo_sglang.adapter.drain import DRAIN
+from echo_sglang.adapter.drain import DRAIN, Drain
 from echo_sglang.config import EchoConfig
 from echo_sglang.errors import ConfigError
 from echo_sglang.service.feeder import FeedSettings
@@ -61,7 +61,7 @@ def install_batches(service: BatchService | None, config: EchoConfig) -> None:
     app.include_router(batches_router(lambda: service))
     if service is not None:
         app.router.lifespan_context = with_service(
-            app.router.lifespan_context, service, config.batch_in_flight
+            app.router.lifespan_context, service, config.batch_in_flight, DRAIN
         )
 
 
@@ -74,8 +74,8 @@ def check_batch_args(server_args: Any, config: EchoConfig) -> None:
         )
 
 
-def with_service(lifespan: Any, service: BatchService, max_in_flight: int) -> Any:
-    """The application's lifespan with the service's within."""
+def with_service(lifespan: Any, service: BatchService, max_in_flight: int, drain: Drain) -> Any:
+    """The application's lifespan with the service's within; a drain ends the service first."""
 
     @asynccontextmanager
     async def both(app: Any) -> AsyncIterator[Any]:
@@ -87,7 +87,7 @@ def with_service(lifespan: Any, service: BatchService, max_in_flight: int) -> An
             api_key = get_serving().api_key
             engine = AppEngine(app, manager, api_key=api_key, max_in_flight=max_in_flight)
             service.start(engine)
-            DRAIN.before_drain(partial(_give_back, service))
+            drain.before_drain(partial(_give_back, service))
             try:
                 yield state
             finally:

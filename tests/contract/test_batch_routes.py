@@ -24,6 +24,7 @@ from echo_sglang.adapter.batches import (
     open_batches,
     with_service,
 )
+from echo_sglang.adapter.drain import Drain
 from echo_sglang.config import EchoConfig
 from echo_sglang.errors import ConfigError, EchoError
 from echo_sglang.service.http_files import files_router
@@ -118,7 +119,14 @@ def test_the_service_lives_within_the_server_and_ends_when_it_begins_to_stop(
 ) -> None:
     service = open_batches(EchoConfig(data_dir=str(tmp_path)))
     assert service is not None
-    manager = SimpleNamespace(gracefully_exit=False, is_ready=lambda: True)
+    manager = SimpleNamespace(gracefully_exit=False, is_ready=lambda: True, rid_to_state={})
+    given_back: list[object] = []
+
+    async def set_internal_state(request: object) -> None:
+        given_back.append(request)
+
+    manager.set_internal_state = set_internal_state
+    drain = Drain()
     monkeypatch.setattr(http_server, "_global_state", SimpleNamespace(tokenizer_manager=manager))
     monkeypatch.setattr(runtime_context, "get_serving", lambda: SimpleNamespace(api_key="k"))
     order: list[str] = []
@@ -129,14 +137,14 @@ def test_the_service_lives_within_the_server_and_ends_when_it_begins_to_stop(
         yield
         order.append("engine down")
 
-    served = FastAPI(lifespan=with_service(lifespan, service, 4))
+    served = FastAPI(lifespan=with_service(lifespan, service, 4, drain))
     served.include_router(files_router(lambda: service))
     client = TestClient(served)
     assert client.get("/v1/files").status_code == 503
     with client:
         assert order == ["engine up"]
         assert client.get("/v1/files").status_code == 200
-        manager.gracefully_exit = True
+        client.portal.call(drain.begin, manager, 5.0)
         for _ in range(500):
             answer = client.get("/v1/files")
             if answer.status_code == 503:
@@ -144,4 +152,9 @@ def test_the_service_lives_within_the_server_and_ends_when_it_begins_to_stop(
             time.sleep(0.02)
         assert answer.json()["error"]["code"] == "unavailable"
         assert answer.headers["retry-after"]
+        for _ in range(500):
+            if manager.gracefully_exit:
+                break
+            time.sleep(0.02)
+        assert manager.gracefully_exit and len(given_back) == 1
     assert order == ["engine up", "engine down"]
