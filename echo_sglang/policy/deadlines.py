@@ -173,6 +173,7 @@ class Deadlines:
         found.work -= work
         if not found.places:
             del self._classes[found.due_s]
+            self._outlook_at_s = -math.inf
 
     def urgent(self, now_s: float, pace: OfflinePace) -> Iterator[DeadlineClass]:
         """The classes that go before all other work, earliest deadline first.
