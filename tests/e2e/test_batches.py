@@ -31,7 +31,8 @@ MOST_POLLS = 600
 @pytest.fixture(scope="module")
 def batch_server(start_server: ServerFactory, tmp_path_factory: Any) -> LiveServer:
     data_dir = tmp_path_factory.mktemp("data")
-    return start_server(flags=[*SMALL_SERVER_FLAGS, "--echo-data-dir", str(data_dir)])
+    named = ("--served-model-name", "m")
+    return start_server(flags=[*SMALL_SERVER_FLAGS, *named, "--echo-data-dir", str(data_dir)])
 
 
 @pytest.fixture(scope="module")
