@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from echo_sglang.domain.plan import ChunkAction, Reason
+from echo_sglang.domain.plan import ChunkAction, Reason, ReleaseCause, StepPlan
 from echo_sglang.domain.snapshot import OfflineCandidate, OfflineRow, Snapshot, WaitingOnline
 from echo_sglang.errors import TraceError
 from echo_sglang.policy.decision_log import Decision
@@ -17,6 +17,7 @@ REASONS = {
     Reason.ONLINE_PREFILL: "online prompts only",
     Reason.ONLINE_WITH_OFFLINE: "online prompts first, offline ones in what they left",
     Reason.OFFLINE_PREFILL: "offline prompts in the time that online rows left",
+    Reason.DECODE_FIRST: "a chunk was worth less than what it would have slowed or evicted",
     Reason.NO_SLACK: "the next online tokens left no time for a useful offline chunk",
     Reason.NO_MEMORY: "KV beyond the burst reserve was taken",
     Reason.NO_SLOT: "request slots, or the share of a step that decoding may take, were taken",
@@ -147,7 +148,8 @@ def _candidate(candidate: OfflineCandidate, place: int, decision: Decision) -> t
     if candidate.steps_parked is not None:
         what += f", away for {candidate.steps_parked} iterations"
     if candidate.rid in plan.offline_order and plan.offline_tokens:
-        return Phase.OFFERED, f"{what}; offline prompts got {plan.offline_tokens} tokens"
+        got = f"offline prompts got {plan.offline_tokens} tokens"
+        return Phase.OFFERED, f"{what}; {got}{considered(plan)}"
     return Phase.WAITS, f"{what}; {_why_not(decision)}"
 
 
@@ -157,20 +159,31 @@ def _why_not(decision: Decision) -> str:
         return f"others gave way at that moment: {cause_of_release(decision)}"
     if plan.offline_order and plan.offline_tokens:
         return "it did not fit, or had just been released"
-    return REASONS[plan.reason]
+    return REASONS[plan.reason] + considered(plan)
+
+
+def considered(plan: StepPlan) -> str:
+    """The plans that were weighed, best first, by offline tokens advanced per second."""
+    feasible = sorted((o for o in plan.options if o.feasible), key=lambda o: -o.rate)
+    if len(feasible) < 2:
+        return ""
+    weighed = ", ".join(f"{o.kind.value} {o.rate:.0f}/s" for o in feasible)
+    return f"; weighed were {weighed}"
 
 
 def cause_of_release(decision: Decision) -> str:
-    """Why offline rows gave way in this decision, as its inputs say."""
-    snapshot = decision.snapshot
-    if online_shortage(snapshot):
+    """Why offline rows gave way in this decision, with the figures that led to it."""
+    snapshot, cause = decision.snapshot, decision.plan.release_cause
+    if cause is ReleaseCause.SHORTAGE:
         return f"it gave way to {_online_need(snapshot)}"
     memory = snapshot.memory
-    if memory.available_tokens < memory.reserve_tokens:
+    if cause is ReleaseCause.RESERVE:
         return (
             f"it had grown into the burst reserve: {memory.available_tokens} of "
             f"{memory.reserve_tokens} KV tokens were left"
         )
+    if cause is ReleaseCause.SAFE_MODE:
+        return f"{snapshot.online.rows} online rows ran and step times were not known"
     due_s = snapshot.online.earliest_deadline_s
     if due_s is not None:
         return (
