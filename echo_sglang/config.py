@@ -60,6 +60,13 @@ class EchoConfig:
         "share of each SLO that is planned with, above 0 and at most 1; the rest absorbs "
         "tokenization, HTTP and detokenization",
     )
+    impact_percent: float = _option(
+        "--echo-impact-percent",
+        0.0,
+        "bound offline work by what it costs online requests instead of by their SLOs: first "
+        "tokens at most so many percent later than without it, others at most two fifths of that; "
+        "0 is off",
+    )
     coverage: float = _option(
         "--echo-coverage",
         0.95,
@@ -230,6 +237,7 @@ class EchoConfig:
         self._require("slo_ttft_ms", self.slo_ttft_ms > 0, "above 0")
         self._require("slo_tpot_ms", self.slo_tpot_ms > 0, "above 0")
         self._require("slo_margin", 0 < self.slo_margin <= 1, "above 0 and at most 1")
+        self._require("impact_percent", 0 <= self.impact_percent <= 100, "0 to 100")
         self._require("coverage", 0.5 <= self.coverage <= 0.999, "0.5 to 0.999")
         policies = [policy.value for policy in EvictionPolicy]
         self._require("eviction", self.eviction in policies, ", ".join(policies))

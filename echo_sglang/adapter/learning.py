@@ -13,7 +13,13 @@ from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.profiles import ServerProfile
 from echo_sglang.adapter.ranks import Ranks
 from echo_sglang.adapter.requests import EchoReq
-from echo_sglang.adapter.step_timer import LaunchedStep, StepTimer, batch_shape
+from echo_sglang.adapter.step_timer import (
+    LaunchedStep,
+    MeasuredStep,
+    StepTimer,
+    batch_shape,
+    online_shape,
+)
 from echo_sglang.adapter.step_tracer import StepTracer
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.plan import StepPlan
@@ -21,6 +27,7 @@ from echo_sglang.estimate.output_length import OutputLengths
 from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments
 from echo_sglang.policy.attainment import AttainmentWindow
+from echo_sglang.policy.impact import ImpactAccount
 from echo_sglang.policy.offline_status import OfflineProspects, prospects_of
 
 logger = logging.getLogger(__name__)
@@ -43,6 +50,7 @@ class StepLearning(ClockedScheduler):
     step_tracer: StepTracer | None = None
     echo_coverage: float = 0.95
     attainment: AttainmentWindow
+    impact: ImpactAccount | None
     instruments: Instruments
     echo_counters: dict[str, int]
     device_is_synchronous: bool
@@ -67,6 +75,7 @@ class StepLearning(ClockedScheduler):
             launched_s=launched_s,
             reason=self._plan.reason.value,
             facts=None if tracer is None else tracer.facts(batch, shape, result, self._released()),
+            online=None if self.impact is None else online_shape(batch),
         )
         self.step_timer.launched(step)
         if self.device_is_synchronous:
@@ -105,6 +114,7 @@ class StepLearning(ClockedScheduler):
             self.step_tracer.record(measured)
         shape = measured.launched.shape
         if shape.has_extend or shape.decode_rows:
+            self._note_impact(measured)
             self._observe(shape, measured.step_s)
             self.instruments.step(shape, measured.step_s, reason=measured.launched.reason)
         if now_s - self._step_times_told_s >= STEP_TIMES_EVERY_S:
@@ -113,6 +123,19 @@ class StepLearning(ClockedScheduler):
             prospects = prospects_of(self.offline_queue.pool, now_s)
             self.instruments.offline(prospects)
             self._late_work.warn(prospects)
+
+    def _note_impact(self, measured: MeasuredStep) -> None:
+        """What this iteration would have taken without offline work is the same share of its
+        measured as of its predicted time."""
+        online, step_s = measured.launched.online, measured.step_s
+        if self.impact is None or online is None:
+            return
+        alone_s = 0.0
+        if online.has_extend or online.decode_rows:
+            model = self.fitter.model
+            predicted_s = model.predict(measured.launched.shape)
+            alone_s = step_s * min(model.predict(online) / max(predicted_s, 1e-9), 1.0)
+        self.impact.step(measured.ended_s, step_s, alone_s)
 
     def _observe(self, shape: BatchShape, seconds: float) -> None:
         """Teach the model. One that fails is replaced by one that knows nothing: safe mode."""
@@ -138,12 +161,16 @@ class StepLearning(ClockedScheduler):
         if not isinstance(req, EchoReq):
             return
         if req.progress is not None:
+            waits = req.progress.first_token_s is None
             req.progress.note(len(req.output_ids), now_s)
+            if waits and req.progress.ttft_s is not None and self.impact is not None:
+                self.impact.first_token(req.progress.ttft_s)
         if not req.finished() or req.end_noted:
             return
         # Under overlap a finished request is in one more batch that was launched already.
         req.end_noted = True
         if req.progress is None and isinstance(req.finished_reason, FINISH_ABORT):
+            self.offline_queue.ended(req)
             self._count("offline_aborted", 1)
             return
         note_length(self.output_lengths, req)

@@ -51,6 +51,7 @@ from echo_sglang.policy.arrivals import BurstEstimate
 from echo_sglang.policy.attainment import AttainmentWindow
 from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.decision_log import Decision, DecisionLog
+from echo_sglang.policy.impact import TPOT_IMPACT_SHARE, ImpactAccount, ImpactSettings
 from echo_sglang.policy.offline_pool import PoolSettings
 from echo_sglang.policy.preemption import RESULT_STEPS, rest_steps
 from echo_sglang.policy.selection import SelectionSettings
@@ -103,6 +104,7 @@ class EchoScheduler(OfflineReturn, StepLearning):
         self._late_work = LateWork()
         self.step_tracer = make_step_tracer(self, config)
         self.bursts = BurstEstimate()
+        self.impact = impact_of(config)
         self.attainment = AttainmentWindow()
         self.decision_log = DecisionLog(config.decision_log_size)
         self.decision_log_path = config.decision_log
@@ -302,6 +304,14 @@ class EchoScheduler(OfflineReturn, StepLearning):
             for line in self.decision_log.lines(self.echo_settings, unix_offset_s=unix_offset_s):
                 file.write(line + "\n")
         return len(self.decision_log)
+
+
+def impact_of(config: EchoConfig) -> ImpactAccount | None:
+    """The account of what offline work costs online requests, where that is the bound."""
+    if not config.impact_percent:
+        return None
+    ttft = config.impact_percent / 100.0
+    return ImpactAccount(ImpactSettings(ttft=ttft, tpot=TPOT_IMPACT_SHARE * ttft))
 
 
 def settings_of(config: EchoConfig) -> CoschedulerSettings:

@@ -53,6 +53,7 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
         pooled=len(scheduler.offline_queue),
         typical_burst_tokens=scheduler.bursts.tokens,
         last_chunk_tokens=scheduler.last_chunk_tokens,
+        impact=None if scheduler.impact is None else scheduler.impact.room(now_s),
     )
 
 

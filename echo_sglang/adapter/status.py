@@ -32,7 +32,10 @@ def build_status(scheduler: EchoScheduler) -> dict[str, Any]:
             "share": None if finished == 0 else attained / finished,
         },
         "requests": _requests(scheduler),
-        "offline": offline_status(scheduler.offline_queue.pool, scheduler.echo_clock()),
+        "offline": {
+            **offline_status(scheduler.offline_queue.pool, scheduler.echo_clock()),
+            "most_preemptions": scheduler.most_preemptions,
+        },
         "memory_tokens": _memory(scheduler),
         "step_time_model": _model(scheduler),
         "step_trace": None if scheduler.step_tracer is None else scheduler.step_tracer.status(),
@@ -61,7 +64,6 @@ def _requests(scheduler: EchoScheduler) -> dict[str, int]:
         "offline_running": offline_running,
         "offline_pooled": len(scheduler.offline_queue),
         "offline_parked": scheduler.offline_queue.pool.num_parked,
-        "offline_most_preemptions": scheduler.most_preemptions,
     }
 
 

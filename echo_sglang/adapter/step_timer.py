@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
+from echo_sglang.adapter.requests import is_offline
 from echo_sglang.adapter.step_facts import StepFacts
 from echo_sglang.domain.batch import BatchShape
 
@@ -16,6 +17,7 @@ class LaunchedStep:
     """An iteration on the device: what it computes, and when it was decided and launched.
 
     reason: of its plan. facts: what only the step trace wants to know, if there is one.
+    online: the part of online requests, where somebody asks what offline work costs them.
     """
 
     shape: BatchShape
@@ -23,6 +25,7 @@ class LaunchedStep:
     launched_s: float
     reason: str
     facts: StepFacts | None = None
+    online: BatchShape | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,23 @@ class StepTimer:
             return 0.0
         start_s = max(step.decided_s, self._last_end_s)
         return max(predicted_s - (now_s - start_s), 0.0)
+
+
+def online_shape(batch: ScheduleBatch) -> BatchShape:
+    """The sums of the online requests of a batch that is about to run. O(rows)."""
+    decoding = batch.forward_mode.is_decode()
+    num_extend = 0 if decoding else len(batch.reqs) - len(batch.decoding_reqs or ())
+    shape = BatchShape()
+    rows = kv_tokens = 0
+    for i, req in enumerate(batch.reqs):
+        if is_offline(req):
+            continue
+        if i < num_extend:
+            shape = shape.with_chunk(batch.extend_lens[i], batch.prefix_lens[i])
+        else:
+            rows += 1
+            kv_tokens += req.seqlen
+    return replace(shape, decode_rows=rows, decode_kv_tokens=kv_tokens)
 
 
 def batch_shape(batch: ScheduleBatch) -> BatchShape:

@@ -35,6 +35,8 @@ class Reason(StrEnum):
     is worth, or evict KV worth more."""
     NO_SLACK = "no_slack"
     """Offline work waits: running online rows leave no time for a useful chunk."""
+    NO_IMPACT = "no_impact"
+    """Offline work waits: online requests got as much slower as they may."""
     NO_MEMORY = "no_memory"
     """Offline work waits: KV beyond the burst reserve is taken."""
     NO_SLOT = "no_slot"
@@ -71,6 +73,8 @@ class ReleaseCause(StrEnum):
     """They grew into the KV kept for online bursts."""
     TIME = "time"
     """With them, a decode step takes longer than online rows can bear."""
+    IMPACT = "impact"
+    """With them, online requests would get slower than they may."""
     SAFE_MODE = "safe_mode"
     """Nothing can be predicted and online rows run."""
 

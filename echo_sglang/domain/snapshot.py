@@ -140,6 +140,20 @@ class MemoryView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImpactRoom:
+    """What offline work may still cost online requests; nothing by default.
+
+    waits_s2: half the square of an iteration's length, in seconds squared: what requests that
+    arrive while it runs will wait for it in all.
+    longer_share: how much longer one iteration with online requests may take than without
+    offline work, as a share of that.
+    """
+
+    waits_s2: float = 0.0
+    longer_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything one decision depends on, besides the step-time model and the settings.
 
@@ -150,6 +164,8 @@ class Snapshot:
     chunk_cap_tokens: the server's chunked_prefill_size.
     typical_burst_tokens: online prompt tokens that tend to arrive together.
     pooled: offline requests that wait. last_chunk_tokens: prompt tokens of the last plan.
+    impact: what offline work may cost online requests, where that is the bound; None where
+    their SLOs are.
     """
 
     step: int
@@ -169,3 +185,4 @@ class Snapshot:
     pooled: int = 0
     typical_burst_tokens: int = 0
     last_chunk_tokens: int = 0
+    impact: ImpactRoom | None = None

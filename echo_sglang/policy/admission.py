@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import OfflineCandidate
+from echo_sglang.policy.impact import impact_budget
 from echo_sglang.policy.iteration import Iteration, largest
 from echo_sglang.policy.preemption import RESULT_STEPS
 from echo_sglang.policy.settings import CoschedulerSettings
@@ -58,7 +59,10 @@ class Admission:
         slots = snapshot.free_slots - len(snapshot.waiting_online)
         if not model.trained:
             return min(slots, 1)
-        limit_s = self.settings.decode_share * self.settings.slo.tpot_slo_s
+        if snapshot.impact is None:
+            limit_s, cost = self.settings.decode_share * self.settings.slo.tpot_slo_s, model.predict
+        else:
+            limit_s, cost = impact_budget(snapshot, model), model.upper
         rows = decode.decode_rows
         mean_kv = decode.decode_kv_tokens // rows if rows else 0
         guarded = snapshot.online.rows > 0
@@ -70,10 +74,11 @@ class Admission:
             )
             if guarded and model.extrapolates(grown):
                 return False
-            return model.predict(grown) <= limit_s
+            return cost(grown) <= limit_s
 
         room = largest(min(slots, len(snapshot.candidates)), fits)
-        return max(room, 1 if rows == 0 and slots > 0 else 0)
+        alone = rows == 0 and slots > 0 and snapshot.impact is None
+        return max(room, 1 if alone else 0)
 
     def memory_room(self) -> int:
         """KV tokens that offline requests may commit beyond what runs."""

@@ -12,6 +12,7 @@ from echo_sglang.domain.snapshot import OfflineRow, Snapshot, WaitingOnline
 from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.admission import Admission
 from echo_sglang.policy.drafts import Drafting
+from echo_sglang.policy.impact import impact_budget
 from echo_sglang.policy.iteration import Iteration
 from echo_sglang.policy.plans import Draft, best_of, option_of
 from echo_sglang.policy.preemption import (
@@ -79,7 +80,12 @@ def _giving_way(
     if not released:
         cause = ReleaseCause.RESERVE
         released = rows_for_reserve(rows, snapshot.memory)
-    if snapshot.online.rows:
+    if snapshot.impact is not None:
+        costly = _rows_beyond_impact(_without(rows, released), snapshot, model)
+        if costly and not released:
+            cause = ReleaseCause.IMPACT
+        released += costly
+    elif snapshot.online.rows:
         late = _rows_beside_online(_without(rows, released), snapshot, model, settings)
         if late and not released:
             cause = ReleaseCause.TIME if model.trained else ReleaseCause.SAFE_MODE
@@ -96,6 +102,17 @@ def _rows_beside_online(
     alone_s = model.upper(decode_shape(snapshot, ()))
     floor_s = max(sustainable_step(snapshot, settings.slo), 1.25 * alone_s)
     return rows_for_time(rows, snapshot, model, floor_s)
+
+
+def _rows_beyond_impact(rows: Rows, snapshot: Snapshot, model: StepTimeModel) -> Rows:
+    """Offline rows that would slow online requests more than they may; all if none may run."""
+    releasable = tuple(row for row in rows if row.releasable)
+    if not model.trained:
+        return releasable if snapshot.online.rows else ()
+    budget_s = impact_budget(snapshot, model)
+    if model.upper(decode_shape(snapshot, rows)) <= budget_s:
+        return ()
+    return rows_for_time(rows, snapshot, model, budget_s) or releasable
 
 
 def _refused(snapshot: Snapshot, model: StepTimeModel, released: Rows) -> tuple[PlanOption, ...]:
@@ -130,6 +147,8 @@ def _offline_reason(drafts: list[Draft], best: int, admission: Admission) -> Rea
         return Reason.IDLE
     if not trained:
         return Reason.SAFE_MODE
+    if snapshot.impact is not None:
+        return Reason.NO_IMPACT
     if snapshot.chunk is not None or admission.admissible():
         return Reason.NO_SLACK
     return Reason.NO_SLOT if admission.row_room() <= 0 else Reason.NO_MEMORY

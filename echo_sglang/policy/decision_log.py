@@ -23,6 +23,7 @@ from echo_sglang.domain.plan import (
 )
 from echo_sglang.domain.snapshot import (
     ChunkInProgress,
+    ImpactRoom,
     MemoryView,
     OfflineCandidate,
     OfflineRow,
@@ -198,6 +199,7 @@ def _decision(values: dict[str, Any], fits: dict[int, FittedTimes]) -> Decision:
 
 
 def _snapshot(values: dict[str, Any]) -> Snapshot:
+    impact = values.get("impact")
     chunk = values["chunk"]
     if chunk is not None:
         service_class = ServiceClass(chunk["service_class"])
@@ -211,6 +213,7 @@ def _snapshot(values: dict[str, Any]) -> Snapshot:
             "waiting_online": tuple(WaitingOnline(**w) for w in values["waiting_online"]),
             "candidates": tuple(OfflineCandidate(**c) for c in values["candidates"]),
             "chunk": chunk,
+            "impact": None if impact is None else ImpactRoom(**impact),
         }
     )
 

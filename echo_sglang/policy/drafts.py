@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from echo_sglang.domain.plan import ChunkAction, PlanKind
 from echo_sglang.domain.snapshot import ChunkInProgress, OfflineCandidate, OfflineRow, WaitingOnline
 from echo_sglang.policy.admission import Admission
+from echo_sglang.policy.impact import impact_budget
 from echo_sglang.policy.iteration import Iteration, Work, total_tokens
 from echo_sglang.policy.plans import Draft
 from echo_sglang.policy.preemption import covers, online_shortage
@@ -123,10 +124,11 @@ class Drafting:
             known = max(settings.safe_chunk_tokens, iteration.known_tokens())
             return 0 if online_rows else min(cap, known)
         tokens = min(iteration.largest_chunk(work, budget_s), iteration.known_tokens())
-        if not online_rows:
+        if not online_rows and iteration.snapshot.impact is None:
             # Nobody is delayed now, and a model that is wrong is corrected only by running.
             return max(tokens, least)
-        tokens = iteration.known_chunk(work, tokens)
+        if online_rows:
+            tokens = iteration.known_chunk(work, tokens)
         if tokens < least:
             return 0
         efficient = iteration.is_efficient(work, tokens, settings.min_chunk_efficiency)
@@ -135,6 +137,8 @@ class Drafting:
     def _offline_budget(self) -> float:
         """Until the next online token is due, and so that a burst arriving now is not late."""
         iteration, slo = self.iteration, self.settings.slo
+        if iteration.snapshot.impact is not None and iteration.model.trained:
+            return impact_budget(iteration.snapshot, iteration.model)
         burst, decode = iteration.snapshot.typical_burst_tokens, iteration.decode
         burst_s = iteration.model.predict(decode.with_chunk(burst, 0) if burst else decode)
         guard_s = arrival_guard(burst_s, slo) / iteration.snapshot.delivery_steps
@@ -185,6 +189,8 @@ class Drafting:
             (w.deadline_s - snapshot.now_s for w in online.online), default=math.inf
         )
         budget_s = min(self._offline_budget(), first_token_s)
+        if snapshot.impact is not None:
+            budget_s = impact_budget(snapshot, self.iteration.model, online.work)
         work = [*online.work, *_work_of(candidates)]
         known = max(self.iteration.known_tokens(), online.tokens)
         tokens = min(self.iteration.largest_chunk(work, budget_s), known)

@@ -19,6 +19,7 @@ REASONS = {
     Reason.OFFLINE_PREFILL: "offline prompts in the time that online rows left",
     Reason.DECODE_FIRST: "a chunk was worth less than what it would have slowed or evicted",
     Reason.NO_SLACK: "the next online tokens left no time for a useful offline chunk",
+    Reason.NO_IMPACT: "online requests had got as much slower as they may",
     Reason.NO_MEMORY: "KV beyond the burst reserve was taken",
     Reason.NO_SLOT: "request slots, or the share of a step that decoding may take, were taken",
     Reason.SAFE_MODE: "step times were not known well enough for offline work beside online rows",
@@ -184,6 +185,8 @@ def cause_of_release(decision: Decision) -> str:
         )
     if cause is ReleaseCause.SAFE_MODE:
         return f"{snapshot.online.rows} online rows ran and step times were not known"
+    if cause is ReleaseCause.IMPACT:
+        return "online requests had got as much slower as they may"
     due_s = snapshot.online.earliest_deadline_s
     if due_s is not None:
         return (

@@ -39,6 +39,7 @@ STATUS_SCHEMA: dict[str, Any] = {
         "work_tokens_per_s": (NONE, float),
         "least_laxity_s": (NONE, float),
         "late_requests": int,
+        "most_preemptions": int,
         "deadlines": list,
         "num_jobs": int,
         "jobs": list,
