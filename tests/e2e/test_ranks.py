@@ -69,7 +69,7 @@ def ranks(start_server: ServerFactory, probe_folder: Path) -> LiveServer:
         flags=[
             *SMALL,
             *("--tp-size", str(NUM_RANKS)),
-            *("--slo-ttft-ms", "400", "--slo-tpot-ms", "60"),
+            *("--slo-ttft-ms", "400", "--slo-tpot-ms", "1000"),
         ],
         environment={
             "OMP_NUM_THREADS": "1",
