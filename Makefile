@@ -43,8 +43,10 @@ demo: setup  ## a server, bursty chat and a pool of document questions, and what
 
 test: setup  ## all tests, those with real servers too; only those of PYTEST_ARGS=... if given
 ifeq ($(PYTEST_ARGS),)
-	OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist loadfile -m "not server and not gpu"
-	$(VENV) -m pytest -m "server and not gpu"
+	status=0; \
+	OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist loadfile -m "not server and not gpu" || status=1; \
+	$(VENV) -m pytest -m "server and not gpu" || status=1; \
+	exit $$status
 else
 	$(VENV) -m pytest $(PYTEST_ARGS)
 endif

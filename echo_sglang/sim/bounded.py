@@ -12,7 +12,9 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.schedule_policy import PrefillAdder
 
-from echo_sglang.adapter.learning import StepLearning
+from echo_sglang.adapter.learning import LateWork, StepLearning
+from echo_sglang.adapter.offline_queue import OfflineQueue
+from echo_sglang.adapter.ranks import ranks_of
 from echo_sglang.adapter.step_timer import StepTimer
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.plan import Reason, StepPlan
@@ -20,6 +22,7 @@ from echo_sglang.estimate.output_length import OutputLengths
 from echo_sglang.estimate.step_time import StepTimeFitter, StepTimeModel
 from echo_sglang.metrics import prometheus_instruments
 from echo_sglang.policy.attainment import AttainmentWindow
+from echo_sglang.policy.offline_pool import PoolSettings
 
 FIRST_CHUNK_TOKENS = 512
 """Until anything is known. Later a chunk may be twice the longest one measured."""
@@ -53,6 +56,10 @@ class BoundedScheduler(StepLearning):
         self.attainment = AttainmentWindow()
         self.instruments = prometheus_instruments(enabled=False)
         self.echo_counters = {}
+        self.ranks = ranks_of(self)
+        self.impact = None
+        self.offline_queue = OfflineQueue(PoolSettings(), lambda _: None)
+        self._late_work = LateWork()
         self.device_is_synchronous = False
         self._plan = StepPlan(reason=Reason.IDLE)
         self._decided_s = self.echo_clock()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echo_sglang.domain.plan import ChunkAction, PlanKind
+from echo_sglang.domain.plan import ChunkAction, PlanKind, Reason
 from echo_sglang.domain.snapshot import (
     ChunkInProgress,
     MemoryView,
@@ -241,4 +241,6 @@ def test_offline_tokens_beside_online_rows_fit_the_budget(
         ]
         idle_slots = snapshot.free_slots > 0 and not snapshot.offline_rows
         if snapshot.chunk is not None or (ready and idle_slots):
-            assert plan.runs_prefill  # nobody is harmed: work goes on
+            # Nobody is harmed: work goes on, if only that of rows that decode.
+            rows_go_on = snapshot.offline_rows and plan.reason is Reason.DECODE_FIRST
+            assert plan.runs_prefill or rows_go_on
