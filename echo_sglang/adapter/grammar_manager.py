@@ -27,6 +27,10 @@ class BoundedGrammarManager(GrammarManager):
 
     def __init__(self, scheduler: Any, most_s: float) -> None:
         super().__init__(scheduler)
+        self.bound(most_s)
+
+    def bound(self, most_s: float) -> None:
+        """Let seconds count instead of iterations."""
         self.SGLANG_GRAMMAR_MAX_POLL_ITERATIONS = sys.maxsize
         if POLL_INTERVAL_ENV not in os.environ:
             self.SGLANG_GRAMMAR_POLL_INTERVAL = POLL_INTERVAL_S

@@ -99,7 +99,8 @@ def _fault_of_json(root: Any, limits: GrammarLimits) -> str | None:
         tally.text_bytes += 2
         if tally.text_bytes > limits.text_bytes:
             return _too_much(
-                f"more than {limits.text_bytes} bytes", f"{limits.text_bytes} (--echo-max-grammar-kb)"
+                f"more than {limits.text_bytes} bytes",
+                f"{limits.text_bytes} (--echo-max-grammar-kb)",
             )
     return _fault_of_references(root)
 
