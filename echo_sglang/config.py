@@ -185,6 +185,14 @@ class EchoConfig:
     max_body_mb: float = _option(
         "--echo-max-body-mb", 64.0, "largest body of a request, megabytes; uploads have their own"
     )
+    max_grammar_kb: float = _option(
+        "--echo-max-grammar-kb",
+        128.0,
+        "largest JSON schema, regex, EBNF or structural tag of a request, kilobytes",
+    )
+    max_grammar_s: float = _option(
+        "--echo-max-grammar-s", 30.0, "seconds that a grammar may take to compile"
+    )
     media: str = _option(
         "--echo-media",
         MediaSources.INLINE.value,
@@ -257,6 +265,8 @@ class EchoConfig:
         self._require("trace_files", self.trace_files >= 1, "1 or more")
         self._require("drain_s", self.drain_s >= 0, "0 or more")
         self._require("max_body_mb", self.max_body_mb > 0, "above 0")
+        self._require("max_grammar_kb", self.max_grammar_kb > 0, "above 0")
+        self._require("max_grammar_s", self.max_grammar_s > 0, "above 0")
         sources = [source.value for source in MediaSources]
         self._require("media", self.media in sources, ", ".join(sources))
         self._require("batch_in_flight", self.batch_in_flight >= 1, "1 or more")

@@ -24,6 +24,12 @@ from typing import Any, NamedTuple
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from echo_sglang.adapter.grammars import (
+    check_grammars,
+    grammars_of_openai,
+    grammars_of_sampling,
+    refuse_grammar_bombs,
+)
 from echo_sglang.domain.tag import CUSTOM_PARAMS_KEY, RequestTag, resolve_tag
 from echo_sglang.errors import RequestError
 
@@ -60,6 +66,7 @@ async def admit_openai_request(
         return await handle(serving, request, raw_request)
     extras = _take_extras(request)
     try:
+        refuse_grammar_bombs(grammars_of_openai(request))
         tag = resolve_tag(
             request.service_tier, extras, request.custom_params, now_unix_s=time.time()
         )
@@ -81,6 +88,7 @@ async def admit_responses_request(
     """Around `OpenAIServingResponses.create_responses`: leaves the tag in `request.echo`."""
     extras = None if isinstance(request.echo, bool) else request.echo
     try:
+        refuse_grammar_bombs(grammars_of_openai(request))
         request.echo = resolve_tag(request.service_tier, extras, None, now_unix_s=time.time())
     except RequestError as error:
         return serving.create_error_response(str(error), param=error.field)
@@ -113,6 +121,7 @@ async def admit_generate_request(serve: Callable[..., Any], obj: Any, request: A
     tiers: list[str] = []
     try:
         for params in (dict(item or {}) for item in given):
+            refuse_grammar_bombs(grammars_of_sampling(params, "sampling_params."))
             custom_params = params.get("custom_params")
             if custom_params is not None and not isinstance(custom_params, Mapping):
                 raise RequestError("sampling_params.custom_params", "expected an object")
@@ -208,5 +217,10 @@ HOOKS = (
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
         name_generate_tier,
         HookType.AROUND,
+    ),
+    EdgeHook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
+        check_grammars,
+        HookType.BEFORE,
     ),
 )

@@ -23,6 +23,7 @@ from echo_sglang.adapter.compat import check_scheduler
 from echo_sglang.adapter.demand import reserve_of
 from echo_sglang.adapter.drain import DRAIN_KEY
 from echo_sglang.adapter.giving_back import OfflineReturn
+from echo_sglang.adapter.grammar_manager import BoundedGrammarManager
 from echo_sglang.adapter.learning import LateWork, StepLearning
 from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
@@ -72,6 +73,10 @@ class EchoScheduler(OfflineReturn, StepLearning):
         return EchoConfig.from_json(os.environ[CONFIG_ENV])
 
     # ------------------------------------------------------------------ start
+
+    def init_grammar_manager(self) -> None:
+        """Instead of SGLang's, one whose bound on compiling is in seconds."""
+        self.grammar_manager = BoundedGrammarManager(self, self.echo_config().max_grammar_s)
 
     def init_schedule_policy(self) -> None:
         """Runs once cache, pools and chunk size are known."""

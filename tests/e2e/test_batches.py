@@ -114,6 +114,8 @@ def test_what_kills_a_stock_server_is_an_error_row_and_its_neighbours_finish(
 ) -> None:
     killers = {name: body for name, (url, body, _) in KILLERS.items() if url == COMPLETIONS}
     lines = [line(name, COMPLETIONS, body) for name, body in killers.items()]
+    killers["grammar bomb"] = {"prompt": "a", "regex": "((a{1,1000}){1,1000}){1,1000}"}
+    lines.append(line("grammar bomb", COMPLETIONS, killers["grammar bomb"]))
     for number in range(3):
         lines.insert(
             2 * number, line(f"good {number}", COMPLETIONS, {"prompt": "a", "max_tokens": 2})

@@ -117,3 +117,18 @@ def test_media_that_only_is_named_is_refused(server: LiveServer, field: str, sou
     assert response.status_code == 400
     assert field in response.text and "data: URL" in response.text
     assert_serves(server)
+
+
+def test_a_grammar_bomb_is_a_400_that_names_its_field(server: LiveServer) -> None:
+    bomb = "((a{1,1000}){1,1000}){1,1000}"
+    for path, body, named in (
+        (CHAT, {**BODY, "regex": bomb}, "regex"),
+        (CHAT, {**BODY, "regex": bomb, "stream": True}, "regex"),
+        ("/v1/completions", {"model": "m", "prompt": "a", "regex": "a\0"}, "regex"),
+        ("/v1/completions", {"model": "m", "prompt": "a", "json_schema": '{"$ref":"#"}'}, "json_s"),
+        ("/generate", {"text": "a", "sampling_params": {"regex": bomb}}, "sampling_params.regex"),
+    ):
+        response = ask(server, "POST", path, json=body)
+        assert response.status_code == 400, response.text
+        assert named in response.text
+    assert_serves(server)
