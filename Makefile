@@ -18,7 +18,7 @@ export SGLANG_PYSPY_DUMP_BEFORE_CRASH := 0
 .DEFAULT_GOAL := help
 .PHONY: help setup venvs patched model stock-python demo test test-clients check lint types layers \
 	patch-check test-quick format bench bench-emulated bench-kv bench-kv-hits bench-sim \
-	bench-decide bench-cpu-attention clean
+	bench-decide bench-batches bench-cpu-attention clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ bench-sim: patched  ## how fast the emulator runs, and what it spends its time o
 
 bench-decide: patched  ## what deciding costs an iteration by pool size, beside stock (8 minutes)
 	OMP_NUM_THREADS=1 $(VENV) eval/bench_decide.py
+
+bench-batches: setup  ## what the batch service costs: validation, throughput, restart (10 minutes)
+	$(VENV) eval/run.py batches
 
 bench-cpu-attention: setup  ## the CPU attention backend against SGLang's torch_native
 	$(VENV) eval/bench_cpu_attention.py

@@ -12,6 +12,7 @@ from echo_sglang.errors import WorkloadError
 from echo_sglang.sim.documents import Order as OfflineOrder
 from echo_sglang.sim.metrics import Slo
 from eval import (
+    batch_service,
     bench_sim,
     emulated,
     foundation,
@@ -43,6 +44,7 @@ def add_commands(commands: Any) -> None:
     validation.add_command(commands)
     bench_sim.add_command(commands)
     validation_cpu.add_command(commands)
+    batch_service.add_command(commands)
 
 
 def _add_foundation(commands: Any) -> None:

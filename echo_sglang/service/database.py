@@ -34,6 +34,8 @@ from echo_sglang.service.errors import (
 SQLITE_NAME = "store.sqlite3"
 SQLITE_BUSY_MS = 5_000
 MIGRATIONS = "echo_sglang.service:migrations"
+_SQLITE_CACHE_KIB = 16_000
+"""Holds the pages that a validation's write changes; SQLite's 2 MB spill each several times."""
 _VACUUM_PAGES = 4_000
 _MIGRATION_LOCK = 0x6563686F
 """PostgreSQL's advisory lock while a server creates or upgrades the schema ("echo")."""
@@ -250,6 +252,7 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
                 "folder on a local disk"
             )
         cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute(f"PRAGMA cache_size=-{_SQLITE_CACHE_KIB}")
         cursor.close()
 
     @sa.event.listens_for(engine, "begin")

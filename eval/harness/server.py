@@ -74,7 +74,10 @@ class Server:
     Raises ServerError, with the end of the log, if the server does not come up or dies.
     """
 
-    def __init__(self, spec: ServerSpec, *, log: Path, start_timeout_s: float = 180.0) -> None:
+    def __init__(
+        self, spec: ServerSpec, *, log: Path, start_timeout_s: float = 180.0, poll_s: float = 0.5
+    ) -> None:
+        """poll_s: seconds between looks at whether it is up."""
         if not (spec.model_path / "config.json").is_file():
             raise ServerError(
                 f"no model at {spec.model_path}: it needs config.json, the weights and the "
@@ -84,6 +87,7 @@ class Server:
         self.spec = spec
         self.log = log
         self._start_timeout_s = start_timeout_s
+        self._poll_s = poll_s
         self._process: subprocess.Popen[bytes] | None = None
         self.base_url = ""
 
@@ -114,6 +118,20 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that serves HTTP. Raises ServerError if it has ended."""
+        self.check_alive()
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL to all its processes at once, as a crash or a power cut would end them."""
+        os.killpg(self.pid, signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+        self._process = None
 
     def check_alive(self) -> None:
         """Raises ServerError if the server's process has ended."""
@@ -173,7 +191,7 @@ class Server:
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.base_url}/health", timeout=5.0).status_code == httpx.codes.OK:
                     return
-            time.sleep(0.5)
+            time.sleep(self._poll_s)
         raise ServerError(
             f"the server was not healthy within {self._start_timeout_s:.0f} s; {self.log_tail()}"
         )
