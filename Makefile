@@ -70,7 +70,8 @@ patch-check: patched
 	$(VENV) scripts/apply_patches.py check
 
 test-quick: patched
-	$(VENV) -m pytest -q -m "not gpu and not server and not slow" \
+	OMP_NUM_THREADS=1 $(VENV) -m pytest -q -n 2 --dist loadfile \
+		-m "not gpu and not server and not slow" \
 		tests/unit tests/property tests/patches $(PYTEST_ARGS)
 
 format: patched  ## let ruff format and fix what it can

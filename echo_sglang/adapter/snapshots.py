@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -19,6 +20,7 @@ from echo_sglang.domain.snapshot import (
     WaitingOnline,
 )
 from echo_sglang.domain.tag import ServiceClass
+from echo_sglang.policy.preemption import asks_for_memory
 from echo_sglang.policy.selection import being_computed, select_candidates
 
 if TYPE_CHECKING:
@@ -35,14 +37,18 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
         lambda: running_online(running_batch),
     )
     waiting = tuple(_waiting_online(scheduler, req, now_s) for req in scheduler.waiting_queue)
+    memory = _memory(scheduler, running_batch, now_s)
+    free_slots = _free_slots(scheduler, running_batch)
+    if offline_rows and asks_for_memory(waiting, memory, free_slots, scheduler.page_size):
+        offline_rows = _with_what_each_holds_alone(scheduler, running_batch, offline_rows)
     return Snapshot(
         step=scheduler.echo_step,
         now_s=now_s,
         mixed=scheduler.is_mixed_chunk,
         page_size=scheduler.page_size,
         chunk_cap_tokens=scheduler.chunked_prefill_size,
-        free_slots=_free_slots(scheduler, running_batch),
-        memory=_memory(scheduler, running_batch, now_s),
+        free_slots=free_slots,
+        memory=memory,
         in_flight_s=in_flight_s,
         delivery_steps=2 if scheduler.enable_overlap and scheduler.device_is_synchronous else 1,
         online=online,
@@ -69,7 +75,7 @@ def _running(
         if req.finished():
             continue
         if is_offline(req):
-            offline.append(_offline_row(scheduler, req))
+            offline.append(_offline_row(req))
             continue
         rows += 1
         kv_tokens += req.seqlen
@@ -93,17 +99,27 @@ def _running(
     return load, tuple(offline)
 
 
-def _offline_row(scheduler: EchoScheduler, req: Req) -> OfflineRow:
+def _offline_row(req: Req) -> OfflineRow:
     produced = len(req.output_ids)
     return OfflineRow(
         rid=req.rid,
         kv_tokens=req.seqlen,
-        private_tokens=max(req.seqlen - req.kv.cache_protected_len, 0)
-        + _held_alone(scheduler, req),
+        private_tokens=max(req.seqlen - req.kv.cache_protected_len, 0),
         output_tokens=produced,
         remaining_tokens=max(req.sampling_params.max_new_tokens - produced, 0),
         releasable=produced > 0 and can_release(req),
         preemptions=req.retraction_count,
+    )
+
+
+def _with_what_each_holds_alone(
+    scheduler: EchoScheduler, batch: ScheduleBatch, rows: tuple[OfflineRow, ...]
+) -> tuple[OfflineRow, ...]:
+    """Rows that may have to give KV back. A walk up the tree for each, so only then."""
+    reqs = {req.rid: req for req in batch.reqs}
+    return tuple(
+        replace(row, private_tokens=row.private_tokens + _held_alone(scheduler, reqs[row.rid]))
+        for row in rows
     )
 
 

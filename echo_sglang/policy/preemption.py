@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from echo_sglang.domain.batch import BatchShape
-from echo_sglang.domain.snapshot import MemoryView, OfflineRow, Snapshot
+from echo_sglang.domain.snapshot import MemoryView, OfflineRow, Snapshot, WaitingOnline
 from echo_sglang.estimate.step_time import StepTimeModel
 
 RESULT_STEPS = 2
@@ -38,14 +38,30 @@ class Shortage:
 
 def online_shortage(snapshot: Snapshot) -> Shortage:
     """What waiting online requests need beyond what is free, evictable or growing."""
-    waiting = snapshot.waiting_online
+    return shortage_of(
+        snapshot.waiting_online, snapshot.memory, snapshot.free_slots, snapshot.page_size
+    )
+
+
+def shortage_of(
+    waiting: tuple[WaitingOnline, ...], memory: MemoryView, free_slots: int, page_size: int
+) -> Shortage:
+    """As `online_shortage`, before there is a snapshot."""
     if not waiting:
         return Shortage()
-    need = sum(w.extend_tokens + w.max_new_tokens + snapshot.page_size for w in waiting) + 1
-    memory = snapshot.memory
+    need = sum(w.extend_tokens + w.max_new_tokens + page_size for w in waiting) + 1
     need += memory.denied_tokens
     have = memory.available_tokens - memory.growth_tokens
-    return Shortage(tokens=max(need - have, 0), slots=max(len(waiting) - snapshot.free_slots, 0))
+    return Shortage(tokens=max(need - have, 0), slots=max(len(waiting) - free_slots, 0))
+
+
+def asks_for_memory(
+    waiting: tuple[WaitingOnline, ...], memory: MemoryView, free_slots: int, page_size: int
+) -> bool:
+    """True if rows may have to give KV back: only then does anybody ask what each holds alone."""
+    return memory.available_tokens < memory.reserve_tokens or bool(
+        shortage_of(waiting, memory, free_slots, page_size)
+    )
 
 
 def rows_for_shortage(rows: tuple[OfflineRow, ...], shortage: Shortage) -> tuple[OfflineRow, ...]:

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import httpx
 
+from eval.harness.server import die_with_parent
+
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 20.0
 REQUEST_TIMEOUT_S = 120.0
@@ -75,6 +77,7 @@ class LiveServer:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=die_with_parent,
         )
         give_up_at_s = time.monotonic() + START_TIMEOUT_S
         while not self.is_healthy():

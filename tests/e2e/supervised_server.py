@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from eval.harness.server import die_with_parent
 from tests.e2e.live_server import LiveServer
 
 CLI = "echo_sglang.cli"
@@ -40,6 +41,7 @@ class SupervisedServer(LiveServer):
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=die_with_parent,
         )
 
     def engine_processes(self) -> list[psutil.Process]:

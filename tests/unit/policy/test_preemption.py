@@ -6,9 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from echo_sglang.policy.preemption import RESULT_STEPS, rest_steps, rows_for_time
+from echo_sglang.policy.preemption import (
+    RESULT_STEPS,
+    asks_for_memory,
+    rest_steps,
+    rows_for_time,
+)
 
-from .builders import MODEL, online, row, snapshot
+from .builders import MODEL, memory, online, row, snapshot, waiting
 
 
 def test_a_row_that_gave_way_rests_twice_as_long_every_time() -> None:
@@ -48,3 +53,13 @@ def test_the_least_urgent_the_least_disturbed_and_the_youngest_give_way_first() 
     assert going[1] == ["calm and younger", "calm"]
     assert going[2] == ["calm and younger", "calm", "young"]
     assert going[3] == ["calm and younger", "calm", "young", "urgent"]
+
+
+def test_what_rows_hold_alone_is_asked_only_when_somebody_must_give_kv_back() -> None:
+    roomy = replace(memory(), available_tokens=5_000, reserve_tokens=500)
+    online_prompt = (waiting("w", tokens=400),)
+    assert not asks_for_memory((), roomy, 4, 1)
+    assert not asks_for_memory(online_prompt, roomy, 4, 1)
+    assert asks_for_memory(online_prompt, roomy, 0, 1), "no slot"
+    assert asks_for_memory(online_prompt, replace(roomy, growth_tokens=4_900), 4, 1), "no KV"
+    assert asks_for_memory((), replace(roomy, reserve_tokens=5_001), 4, 1), "no reserve"
