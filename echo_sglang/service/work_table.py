@@ -210,7 +210,7 @@ class WorkTable:
     def dispatch(self, lease: Lease, numbers: Sequence[int]) -> frozenset[int]:
         """Mark lines as in flight before the engine sees them; which ones were waiting.
 
-        None if the batch is paused or no longer in progress.
+        Empty if the batch is paused or no longer in progress.
         """
         marked: set[int] = set()
         with self._database.writing() as connection:
