@@ -1,7 +1,8 @@
-"""Recipes as words of a command line: "azure:PATH", "poisson:2.0", "documents:900x10"."""
+"""Recipes as words of a command line: "azure:PATH", "poisson:2.0+8/30", "documents:900x10"."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,15 @@ class OnlineSource:
             return MooncakeTrace(path=path, part=part)
         if self.kind == "servegen":
             return ServeGenRates(path=path, part=part, scale=1.0)
-        return PoissonTraffic(rate_per_s=float(self.value) * share, window_s=window_s)
+        poisson = _poisson(self.value)
+        assert poisson is not None, self.value
+        rate_per_s, size, every_s = poisson
+        return PoissonTraffic(
+            rate_per_s=rate_per_s * share,
+            window_s=window_s,
+            burst_size=math.ceil(size * share),
+            burst_every_s=every_s,
+        )
 
     def length_s(self) -> float | None:
         """Seconds from the trace's first to its last moment; None for traffic without an end.
@@ -48,7 +57,10 @@ class OnlineSource:
         return whole.requests(0)[-1].arrival_s
 
 
-ONLINE_FORMS = "azure:CSV, mooncake:JSONL, servegen:CSV or poisson:RATE"
+ONLINE_FORMS = (
+    "azure:CSV, mooncake:JSONL, servegen:CSV, poisson:RATE or, with bursts of SIZE every SECONDS, "
+    "poisson:RATE+SIZE/SECONDS"
+)
 OFFLINE_FORMS = "documents:DOCUMENTSxQUESTIONS, lengths:CSV or batch:JSONL"
 
 
@@ -56,7 +68,7 @@ def online_source(text: str) -> OnlineSource:
     """Raises WorkloadError that lists the forms."""
     kind, _, value = text.partition(":")
     known = kind in ("azure", "mooncake", "servegen") and bool(value)
-    if not known and not (kind == "poisson" and _is_rate(value)):
+    if not known and not (kind == "poisson" and _poisson(value) is not None):
         raise WorkloadError(f"online traffic {text!r}; say {ONLINE_FORMS}")
     return OnlineSource(kind, value)
 
@@ -81,5 +93,12 @@ def _documents(value: str) -> Recipe:
     return DocumentQuestions(documents=int(match[1]), questions=int(match[2]))
 
 
-def _is_rate(value: str) -> bool:
-    return re.fullmatch(r"\d+(\.\d+)?", value) is not None and float(value) > 0
+def _poisson(value: str) -> tuple[float, int, float] | None:
+    """Requests per second, requests of a burst (0 for none), seconds between bursts; or None."""
+    number = r"\d+(?:\.\d+)?"
+    match = re.fullmatch(rf"({number})(?:\+(\d+)/({number}))?", value)
+    if match is None:
+        return None
+    rate_per_s, size, every_s = float(match[1]), int(match[2] or 0), float(match[3] or 1.0)
+    in_range = every_s > 0 and (rate_per_s > 0 or size > 0) and (match[2] is None or size > 0)
+    return (rate_per_s, size, every_s) if in_range else None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from echo_sglang.errors import ConfigError, WorkloadError
+from echo_sglang.sim.arrivals import PoissonTraffic
 from echo_sglang.sim.documents import DocumentQuestions
 from echo_sglang.sim.kept_runs import keeping
 from echo_sglang.sim.metrics import Slo
@@ -251,7 +253,26 @@ def test_the_length_of_traffic_is_that_of_its_file(tmp_path: Path) -> None:
     assert online_source("poisson:2").length_s() is None
 
 
-@pytest.mark.parametrize("text", ["poisson:0", "poisson:x", "azure:", "pigeons:3", ""])
+def test_bursts_are_thinned_like_the_rate_they_come_on_top_of() -> None:
+    half = online_source("poisson:2+8/30").recipe(0.0, 60.0, 0.5)
+    assert half == PoissonTraffic(rate_per_s=1.0, window_s=60.0, burst_size=4, burst_every_s=30.0)
+    arrivals = Counter(request.arrival_s for request in half.requests(seed=1))
+    assert [arrivals[15.0], arrivals[45.0]] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "poisson:0",
+        "poisson:x",
+        "poisson:2+8",
+        "poisson:2+0/30",
+        "poisson:2+8/0",
+        "azure:",
+        "pigeons:3",
+        "",
+    ],
+)
 def test_unknown_online_traffic_is_answered_with_the_forms(text: str) -> None:
     with pytest.raises(WorkloadError, match="azure:CSV"):
         online_source(text)
