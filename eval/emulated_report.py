@@ -56,11 +56,16 @@ MEANING = {
 def median_table(table: pd.DataFrame) -> pd.DataFrame:
     """One row per (scenario, contender, order): medians over seeds, with `at_slo_per_s`."""
     keys = ["scenario", "contender", "order"]
-    numbers = [c for c in table.columns if c not in (*keys, "seed", "batches_sha1")]
+    numbers = [c for c in table.columns if c not in (*keys, "seed") and _is_number(table[c])]
     groups = table.assign(**table[numbers].astype(float)).groupby(keys, sort=False)
     medians = groups[numbers].median()
     medians["num_seeds"] = groups["seed"].nunique()
     return with_equal_slo(medians.reset_index())
+
+
+def _is_number(column: pd.Series[Any]) -> bool:
+    """True if every value is a number or missing; a figure that no run has is one too."""
+    return bool(column.map(lambda value: value is None or isinstance(value, (int, float))).all())
 
 
 def with_equal_slo(medians: pd.DataFrame) -> pd.DataFrame:
