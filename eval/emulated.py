@@ -29,6 +29,7 @@ from eval import emulated_contenders as contenders
 from eval.emulated_contenders import (
     CONTENDERS,
     ONLINE_ALONE,
+    SEARCHED,
     STOCK_TUNED,
     chunk_setups,
     echo_setup,
@@ -86,7 +87,7 @@ class Plan:
         return self.slo or scenario.slo
 
     def setup(self, contender: str, scenario: Scenario) -> ServerSetup:
-        """How a contender's server is set up; the tuned one is searched instead."""
+        """How a contender's server is set up; those in SEARCHED are searched instead."""
         slo = self.slo_of(scenario)
         match contender:
             case contenders.STOCK_ESTIMATOR:
@@ -135,18 +136,25 @@ def best_setup(summaries: dict[str, dict[str, Any]]) -> str:
     return max(summaries, key=lambda n: (summaries[n]["attainment"], summaries[n]["offline_per_s"]))
 
 
+def fastest_setup(summaries: dict[str, dict[str, Any]]) -> str:
+    """The one of highest offline throughput, whatever online requests attain."""
+    return max(summaries, key=lambda name: summaries[name]["offline_per_s"])
+
+
 def run(plan: Plan, execute: Execute = execute_all) -> pd.DataFrame:
     """Measure every missing cell, write the result folder, return medians over seeds."""
     if plan.fresh:
         shutil.rmtree(plan.results / "cells", ignore_errors=True)
     cells = [cell for scenario in plan.scenarios for cell in _fixed_cells(plan, scenario)]
     _measure(plan, cells, execute)
-    if STOCK_TUNED in plan.contenders:
+    searched = [name for name in SEARCHED if name in plan.contenders]
+    if searched:
         if cells:
             report(plan, cells)  # the search takes long; what is there can be read meanwhile
         for scenario in plan.scenarios:
             for order in _orders(plan, scenario):
-                cells += _tuned_cells(plan, scenario, order, execute)
+                for name in searched:
+                    cells += _tuned_cells(plan, scenario, name, order, execute)
         _measure(plan, cells, execute)
     return report(plan, cells)
 
@@ -201,7 +209,7 @@ def _fixed_cells(plan: Plan, scenario: Scenario) -> list[Cell]:
     cells: list[Cell] = []
     for seed in plan.seeds:
         for contender in plan.contenders:
-            if contender == STOCK_TUNED:
+            if contender in SEARCHED:
                 continue
             orders = [NO_ORDER] if contender == ONLINE_ALONE else _orders(plan, scenario)
             setup = plan.setup(contender, scenario)
@@ -209,19 +217,22 @@ def _fixed_cells(plan: Plan, scenario: Scenario) -> list[Cell]:
     return cells
 
 
-def _tuned_cells(plan: Plan, scenario: Scenario, order: str, execute: Execute) -> list[Cell]:
-    name, setup = _best_of(
-        plan, scenario, order, chunk_setups(stock_setup(plan.kv_tokens)), execute
-    )
-    name, setup = _best_of(plan, scenario, order, eviction_setups(name, setup), execute)
-    print(f"{scenario.name} {order}: the best stock configuration is {name}")
-    return [_cell(plan, scenario, STOCK_TUNED, order, seed, setup) for seed in plan.seeds]
+def _tuned_cells(
+    plan: Plan, scenario: Scenario, contender: str, order: str, execute: Execute
+) -> list[Cell]:
+    choose = best_setup if contender == STOCK_TUNED else fastest_setup
+    setups = chunk_setups(stock_setup(plan.kv_tokens))
+    name = choose(_short_runs(plan, scenario, order, setups, execute))
+    setups = eviction_setups(name, setups[name])
+    name = choose(_short_runs(plan, scenario, order, setups, execute))
+    print(f"{scenario.name} {order}: {contender} is {name}")
+    return [_cell(plan, scenario, contender, order, seed, setups[name]) for seed in plan.seeds]
 
 
-def _best_of(
+def _short_runs(
     plan: Plan, scenario: Scenario, order: str, setups: dict[str, ServerSetup], execute: Execute
-) -> tuple[str, ServerSetup]:
-    """The best of short runs on a seed that no result uses."""
+) -> dict[str, dict[str, Any]]:
+    """Summaries of short runs on a seed that no result uses."""
     short = scenario.cut(plan.search_window_s)
     cells = {
         name: _cell(plan, short, f"search-{name}", order, TUNING_SEED, setup)
@@ -233,8 +244,7 @@ def _best_of(
         found = _load(plan, cell)
         assert found is not None, cell.file_name
         summaries[name] = found["summary"]
-    best = best_setup(summaries)
-    return best, setups[best]
+    return summaries
 
 
 def _cell(

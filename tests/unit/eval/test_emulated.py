@@ -23,6 +23,7 @@ from eval.emulated_contenders import (
     ECHO_NO_CACHE,
     ONLINE_ALONE,
     STOCK_ESTIMATOR,
+    STOCK_FASTEST,
     STOCK_PRIORITY,
     STOCK_TUNED,
 )
@@ -78,6 +79,15 @@ def test_the_best_stock_is_the_fastest_that_attains_enough(tmp_path: Path) -> No
     assert (final.seed, final.window_s) == (1, 300.0)
     assert (final.setup.chunk_tokens, final.setup.mixed) == (512, True)
     assert final.setup.server_args["radix_eviction_policy"] == "lfu"
+
+
+def test_the_fastest_stock_is_found_in_the_same_search(tmp_path: Path) -> None:
+    device = FakeDevice()
+    emulated.run(plan_in(tmp_path, contenders=(STOCK_TUNED, STOCK_FASTEST)), device)
+    finals = [spec.setup for spec in device.specs if spec.window_s == 300.0]
+    assert [(setup.chunk_tokens, setup.mixed) for setup in finals] == [(512, True), (2048, True)]
+    # The second round differs: two more evictions for either winner.
+    assert len(device.specs) == 8 + 2 + 2 + 2
 
 
 def test_if_none_attains_enough_the_best_attaining_is_taken() -> None:
@@ -209,11 +219,18 @@ def test_throughput_counts_only_where_the_slo_is_kept() -> None:
     )
     at_slo = medians.set_index("contender")["at_slo_per_s"]
     assert at_slo[ECHO] == 8.0 and pd.isna(at_slo[STOCK_TUNED])
-    assert verdict(medians) == {"s shuffled": {"echo_per_s": 8.0, "over_tuned_stock": None}}
+    found = verdict(medians)["s shuffled"]
+    assert found == {"echo_per_s": 8.0, "over_tuned_stock": None, "over_fastest_stock": None}
+
+
+def test_the_fastest_stock_is_compared_with_whatever_it_attains() -> None:
+    medians = median_table(table_of([(ECHO, 1, 1.0, 6.0), (STOCK_FASTEST, 1, 0.0, 4.0)]))
+    assert verdict(medians)["s shuffled"]["over_fastest_stock"] == 1.5
 
 
 def test_where_online_alone_misses_one_point_less_is_kept_too() -> None:
     medians = median_table(
         table_of([(ONLINE_ALONE, 1, 0.9, 0.0), (ECHO, 1, 0.89, 6.0), (STOCK_TUNED, 1, 0.9, 2.0)])
     )
-    assert verdict(medians)["s shuffled"] == {"echo_per_s": 6.0, "over_tuned_stock": 3.0}
+    found = verdict(medians)["s shuffled"]
+    assert (found["echo_per_s"], found["over_tuned_stock"]) == (6.0, 3.0)
