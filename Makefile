@@ -54,7 +54,9 @@ endif
 test-clients: setup  ## client libraries on one server (ECHO_TEST_CLIENTS=openai,...)
 	ECHO_TEST_CLIENTS=$(ECHO_TEST_CLIENTS) $(VENV) -m pytest tests/clients $(PYTEST_ARGS)
 
-check: lint types layers patch-check test-quick  ## everything quick: under a minute, no server
+check: patched  ## everything quick: under a minute, no server
+	+@$(MAKE) --no-print-directory --jobs 2 --output-sync=target \
+		test-quick types lint layers patch-check
 
 lint: patched
 	$(VENV) -m ruff check
@@ -70,7 +72,7 @@ patch-check: patched
 	$(VENV) scripts/apply_patches.py check
 
 test-quick: patched
-	OMP_NUM_THREADS=1 $(VENV) -m pytest -q -n 2 --dist loadfile \
+	ECHO_QUICK_TESTS=1 OMP_NUM_THREADS=1 $(VENV) -m pytest -q -n 2 --dist loadfile \
 		-m "not gpu and not server and not slow" \
 		tests/unit tests/property tests/patches $(PYTEST_ARGS)
 

@@ -15,6 +15,7 @@ from echo_sglang.adapter.tree_core import SAME_USE_S
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.kv.reuse import NUM_BUCKETS
 from tests.contract.kv_kit import OFFLINE, ONLINE, CacheKit, key_of
+from tests.examples import examples
 
 sequences = st.lists(st.integers(0, 2), min_size=1, max_size=24)
 classes = st.sampled_from([ONLINE, OFFLINE])
@@ -198,7 +199,7 @@ class PagedTreeAgainstModel(TreeAgainstModel):
     page_size = 4
 
 
-BUDGET = settings(max_examples=25, stateful_step_count=60, deadline=None)
+BUDGET = settings(examples(25), stateful_step_count=60)
 TestTreeCore = TreeAgainstModel.TestCase
 TestTreeCore.settings = BUDGET
 TestPagedTreeCore = PagedTreeAgainstModel.TestCase

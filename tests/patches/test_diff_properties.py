@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from patchtool.diff import compare_file, compare_trees, render, split_lines
 from patchtool.exchange import Writer
@@ -13,6 +13,8 @@ from patchtool.operations import apply, revert
 from patchtool.parse import parse
 from patchtool.place import apply_strictly, place
 from patchtool.series import Patch, Pin, Series, sha256
+
+from tests.examples import examples
 
 from .world import VERSION, snapshot, write_package
 
@@ -41,7 +43,7 @@ def rewrite_some_lines(data: bytes, edits: list[tuple[int, bytes]]) -> bytes:
 
 
 @given(TREES)
-@settings(max_examples=400, deadline=None)
+@examples(400)
 def test_what_is_exported_is_read_back_and_applied_to_the_edited_bytes(
     tree: dict[str, tuple[bytes | None, bytes | None]],
 ) -> None:
@@ -61,7 +63,7 @@ def test_what_is_exported_is_read_back_and_applied_to_the_edited_bytes(
     st.lists(st.tuples(st.integers(0, 119), st.sampled_from(LINES)), max_size=6),
     st.integers(0, 9),
 )
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_a_diff_is_placed_again_when_lines_are_put_in_front(
     lines: list[bytes], edits: list[tuple[int, bytes]], front_lines: int
 ) -> None:
@@ -81,7 +83,7 @@ def test_a_diff_is_placed_again_when_lines_are_put_in_front(
     st.lists(st.sampled_from(LINES), max_size=60),
     st.lists(st.tuples(st.integers(0, 59), st.sampled_from(LINES)), max_size=4),
 )
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_a_diff_has_no_more_changed_lines_than_edits_made(
     lines: list[bytes], edits: list[tuple[int, bytes]]
 ) -> None:
@@ -94,7 +96,7 @@ def test_a_diff_has_no_more_changed_lines_than_edits_made(
 
 
 @given(TREES)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_apply_and_revert_of_any_tree_on_disk(
     tree: dict[str, tuple[bytes | None, bytes | None]],
 ) -> None:

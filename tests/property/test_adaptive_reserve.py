@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from echo_sglang.estimate.adaptive_reserve import (
@@ -16,6 +16,7 @@ from echo_sglang.estimate.adaptive_reserve import (
 )
 from echo_sglang.estimate.kv_demand import OnlineRow, RunningOnline
 from echo_sglang.estimate.output_length import SurvivalTable
+from tests.examples import examples
 
 ROWS = st.lists(
     st.builds(OnlineRow, st.integers(1, 9_000), st.integers(0, 900), st.integers(0, 1_500)),
@@ -23,7 +24,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     rows=ROWS,
     ends=st.lists(st.integers(1, 1_000), max_size=30),
@@ -51,7 +52,7 @@ def test_the_expected_change_is_the_sum_over_rows(
     assert math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-6)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     pairs=st.lists(
         st.tuples(st.integers(-500, 500), st.integers(0, 5_000)),
@@ -81,7 +82,7 @@ def test_the_quantile_is_of_the_nearest_increments_moved_along_the_line(
     assert math.isclose(found, moved[rank - 1], rel_tol=1e-6, abs_tol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     steps=st.lists(
         st.tuples(

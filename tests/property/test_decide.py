@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from echo_sglang.domain.plan import ChunkAction, PlanKind, Reason
@@ -22,6 +22,7 @@ from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
+from tests.examples import examples
 
 SETTINGS = CoschedulerSettings(slo=SloSettings(ttft_slo_s=2.0, tpot_slo_s=0.3))
 NOW_S = 100.0
@@ -127,7 +128,7 @@ def models(draw: st.DrawFn) -> StepTimeModel:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(snapshot=snapshots(), model=models())
 def test_every_plan_keeps_its_bounds(snapshot: Snapshot, model: StepTimeModel) -> None:
     plan = decide(snapshot, model, SETTINGS)
@@ -143,7 +144,7 @@ def test_every_plan_keeps_its_bounds(snapshot: Snapshot, model: StepTimeModel) -
         assert snapshot.chunk is not None and snapshot.chunk.releasable
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(snapshot=snapshots(), model=models())
 def test_the_plan_taken_was_considered_and_none_advances_more_per_second(
     snapshot: Snapshot, model: StepTimeModel
@@ -164,7 +165,7 @@ def test_the_plan_taken_was_considered_and_none_advances_more_per_second(
         assert 0 < plan.chunk_limit_tokens < plan.chunk_tokens
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(snapshot=snapshots(), model=models(), more_s=st.floats(0.0, 1.0))
 def test_more_slack_never_means_fewer_tokens_for_the_same_plan_or_more_rows_released(
     snapshot: Snapshot, model: StepTimeModel, more_s: float
@@ -188,14 +189,14 @@ def test_more_slack_never_means_fewer_tokens_for_the_same_plan_or_more_rows_rele
             assert option.chunk_tokens >= chunks.get(option.kind, 0)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(snapshot=snapshots(), model=models())
 def test_a_request_that_rests_is_not_admitted(snapshot: Snapshot, model: StepTimeModel) -> None:
     admitted = set(decide(snapshot, model, SETTINGS).offline_order)
     assert not admitted & {c.rid for c in snapshot.candidates if c.rests}
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(snapshot=snapshots(), model=models())
 def test_online_is_never_left_waiting_for_offline_work(
     snapshot: Snapshot, model: StepTimeModel
@@ -213,7 +214,7 @@ def test_online_is_never_left_waiting_for_offline_work(
             assert plan.chunk_tokens - plan.offline_tokens >= online_tokens
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(snapshot=snapshots(), model=models())
 def test_offline_tokens_beside_online_rows_fit_the_budget(
     snapshot: Snapshot, model: StepTimeModel

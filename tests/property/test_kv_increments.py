@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from echo_sglang.estimate.increments import HorizonIncrements, SlidingQuantile
 from echo_sglang.estimate.kv_demand import MAX_SAMPLES, WindowQuantileReserve, enough_samples
+from tests.examples import examples
 
 STEPS = st.lists(
     st.tuples(
@@ -48,7 +49,7 @@ def seconds_looked(
     return looked
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     steps=STEPS,
     horizon_s=st.sampled_from([0.25, 1.0, 3.3]),
@@ -67,7 +68,7 @@ def test_streamed_increments_are_those_of_the_definition(
         assert found == brute_force(looked[: index + 1], horizon_s, spacing_s)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     values=st.lists(st.integers(0, 50), min_size=1, max_size=80),
     size=st.integers(1, 20),
@@ -86,7 +87,7 @@ def test_a_sliding_quantile_is_that_of_the_last_values(
         assert seen.quantile(share) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(steps=STEPS, quantile=st.floats(0.05, 0.95))
 def test_the_reserve_is_the_quantile_of_the_window_within_its_limits(
     steps: list[tuple[float, int]], quantile: float

@@ -5,10 +5,11 @@ from __future__ import annotations
 from array import array
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool
+from tests.examples import examples
 
 
 def add(pool: OfflinePool, rid: str, tokens: list[int], arrival_s: float = 0.0) -> None:
@@ -16,7 +17,7 @@ def add(pool: OfflinePool, rid: str, tokens: list[int], arrival_s: float = 0.0) 
     pool.add(entry, array("q", tokens))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     order=st.permutations([(doc, question) for doc in range(6) for question in range(5)]),
     limit=st.integers(1, 12),
@@ -39,7 +40,7 @@ def test_shuffled_questions_are_admitted_document_by_document(
     assert changes == 5  # six documents, each visited once
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(st.data())
 def test_every_request_leaves_the_pool_exactly_once(data: st.DataObject) -> None:
     pool = OfflinePool()

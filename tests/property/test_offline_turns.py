@@ -5,10 +5,11 @@ from __future__ import annotations
 from array import array
 from itertools import count, pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool, PoolSettings
+from tests.examples import examples
 
 SIZE = 110
 TURN_TOKENS = 1_000.0
@@ -30,7 +31,7 @@ def serve(pool: OfflinePool, now_s: float) -> OfflineEntry:
     return entry
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     old=st.lists(st.integers(1, 4), min_size=1, max_size=6),
     stream=st.lists(
@@ -62,7 +63,7 @@ def test_old_work_runs_within_two_turns_each_whatever_else_keeps_arriving(
     raise AssertionError(f"{left} of {len(old)} old requests still wait after {bound} others")
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     weights=st.lists(st.sampled_from([0.5, 1.0, 2.0, 4.0]), min_size=2, max_size=4),
     group=st.integers(1, 8),
@@ -87,7 +88,7 @@ def test_served_shares_follow_weights_within_a_turn(weights: list[float], group:
     assert max(virtual) - min(virtual) <= (TURN_TOKENS + SIZE) / min(weights)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     jobs=st.integers(1, 3),
     order=st.permutations([(document, number) for document in range(5) for number in range(4)]),
@@ -104,7 +105,7 @@ def test_a_group_is_never_left_before_its_turn_is_over(
     assert changes == 5 * jobs - 1  # every group was visited once
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data())
 def test_accounts_agree_with_what_happened(data: st.DataObject) -> None:
     pool = OfflinePool(PoolSettings(turn_tokens=200.0, max_wait_s=20.0))

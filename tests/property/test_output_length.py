@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from echo_sglang.estimate.output_length import (
@@ -14,6 +14,7 @@ from echo_sglang.estimate.output_length import (
     UNIT_BINS,
     SurvivalTable,
 )
+from tests.examples import examples
 
 ENDS = st.lists(st.tuples(st.integers(1, 40), st.booleans()), max_size=60)
 
@@ -23,7 +24,7 @@ def prior_beyond(tokens: int) -> float:
     return PRIOR_REQUESTS / (1.0 + tokens / PRIOR_MEDIAN_TOKENS)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(ends=ENDS, half_life=st.sampled_from([1.0, 7.0, 1e9]))
 def test_survival_is_the_product_over_tokens_of_one_minus_ended_over_at_risk(
     ends: list[tuple[int, bool]], half_life: float
@@ -45,7 +46,7 @@ def test_survival_is_the_product_over_tokens_of_one_minus_ended_over_at_risk(
         )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     ends=st.lists(st.tuples(st.integers(1, 5_000), st.booleans()), max_size=40),
     produced=st.integers(0, 6_000),
@@ -68,7 +69,7 @@ def test_what_remains_is_the_shortest_rest_that_reaches_the_quantile(
     assert rest == 1 or ended_within(rest - 1) < quantile + 1e-6
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(ends=ENDS)
 def test_survival_falls_from_one_and_never_reaches_nothing(ends: list[tuple[int, bool]]) -> None:
     table = SurvivalTable()

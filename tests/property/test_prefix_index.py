@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from echo_sglang.kv.prefix_index import Node, PrefixIndex
+from tests.examples import examples
 
 prompts = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(lambda t: array("q", t))
 
@@ -95,4 +96,4 @@ def _shared(a: array[int], b: array[int]) -> int:
 
 
 TestPrefixIndex = IndexAgainstList.TestCase
-TestPrefixIndex.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestPrefixIndex.settings = settings(examples(60), stateful_step_count=60)

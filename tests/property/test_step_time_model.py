@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from echo_sglang.domain.batch import BatchShape, Regime
@@ -18,6 +18,7 @@ from echo_sglang.estimate.hull import PROFILE_REACH, Hull
 from echo_sglang.estimate.lattice import fit_lattice
 from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.iteration import Iteration
+from tests.examples import examples
 from tests.unit.estimate.machines import machine_training
 
 ROUNDING = 1.0 + 1e-9
@@ -81,7 +82,7 @@ def iterations(draw: st.DrawFn) -> Iteration:
     return Iteration(snapshot, draw(models()), decode)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(iteration=iterations(), work=work, parts=st.lists(st.integers(1, 6_000), max_size=12))
 def test_a_larger_chunk_never_takes_less_time(
     iteration: Iteration, work: list[tuple[int, int]], parts: list[int]
@@ -91,7 +92,7 @@ def test_a_larger_chunk_never_takes_less_time(
         assert shorter <= longer * ROUNDING
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(model=models(), rows=st.integers(0, 12), kv=st.integers(1, 900), start=st.integers(1, 3_000))
 def test_neighbouring_chunks_are_in_order_too(
     model: StepTimeModel, rows: int, kv: int, start: int
@@ -102,7 +103,7 @@ def test_neighbouring_chunks_are_in_order_too(
         assert shorter <= longer * ROUNDING
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(iteration=iterations(), work=work, share=st.floats(0.0, 1.2))
 def test_the_largest_chunk_fits_its_budget_and_one_more_token_does_not(
     iteration: Iteration, work: list[tuple[int, int]], share: float
@@ -117,7 +118,7 @@ def test_the_largest_chunk_fits_its_budget_and_one_more_token_does_not(
         assert iteration.seconds(work, tokens + 1) * ROUNDING >= budget_s
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(iteration=iterations(), work=work, tokens=st.integers(0, 4_000))
 def test_the_known_chunk_is_no_guess_and_one_more_token_is(
     iteration: Iteration, work: list[tuple[int, int]], tokens: int
@@ -140,7 +141,7 @@ def test_the_known_chunk_is_no_guess_and_one_more_token_is(
     assert known == tokens or guessed(known + 1)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(model=models(), rows=st.integers(0, 20), chunk=st.integers(0, 5_000))
 def test_the_bound_is_never_below_the_prediction(
     model: StepTimeModel, rows: int, chunk: int
