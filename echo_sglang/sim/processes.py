@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -66,8 +68,17 @@ def _execute(spec: dict[str, Any]) -> dict[str, Any]:
     return execute(RunSpec.from_json(spec))
 
 
+def _end_with_parent() -> None:
+    """Nobody waits any more for a run whose caller was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
 def _guarded(function: Callable[[Any], Any], argument: Any) -> tuple[Any, str | None]:
     """In the child: SGLang's many lines go to a file that only a failure shows."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

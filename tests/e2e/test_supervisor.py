@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.http_kit import OFFLINE, generate, prompt
 from tests.e2e.supervised_server import SupervisedServer, alive
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.alone]
 
 HANG_S = "5"
 FLAGS = [
