@@ -17,7 +17,7 @@ class EchoReq(Req):
     """A request that knows its class: `is_offline` for service tier "flex".
 
     `progress` is set for online ones only. `admitted_as` is how an offline one waited before it
-    was admitted last, None before. `end_noted`: its end was counted.
+    was admitted last, None before. `end_noted`: its end was counted. `resumes`: see `can_resume`.
 
     Source of the base: sglang/srt/managers/schedule_batch.py::Req, built through the
     extension point `Scheduler._create_generation_req`.
@@ -32,6 +32,7 @@ class EchoReq(Req):
         self.cached_tokens_at_arrival = 0
         self.admitted_as: OfflineEntry | None = None
         self.end_noted = False
+        self.resumes: bool | None = None
 
 
 def is_offline(req: Req) -> bool:
@@ -84,13 +85,22 @@ def can_wait_as_tokens(recv_req: TokenizedGenerateReqInput) -> bool:
 
 
 def can_release(req: Req) -> bool:
-    """True if SGLang can take the KV of a running request away and resume it exactly.
+    """True if the KV of a running request can be taken away now and the request resumed."""
+    return req.finished_reason is None and req.to_finish is None and can_resume(req)
+
+
+def can_resume(req: Req) -> bool:
+    """True if SGLang can resume a request exactly whose KV was taken away.
 
     Retracting input embeddings drops outputs, beam groups cannot be retracted, session
     KV belongs to the session, and returned prompt logprobs or hidden states of the part
-    already computed would be lost.
+    already computed would be lost. All of it is settled before a request runs, so it is found
+    out once: every iteration asks every row.
     """
-    return (
+    known: bool | None = getattr(req, "resumes", None)
+    if known is not None:
+        return known
+    resumes = (
         req.input_embeds is None
         and req.multimodal_inputs is None
         and req.beam_group is None
@@ -98,6 +108,7 @@ def can_release(req: Req) -> bool:
         and req.grammar is None
         and not req.return_logprob
         and not req.return_hidden_states
-        and not req.finished()
-        and req.to_finish is None
     )
+    if isinstance(req, EchoReq):
+        req.resumes = resumes
+    return resumes
