@@ -136,25 +136,17 @@ def largest_within(high: int, seconds: Callable[[int], float], budget_s: float) 
 
 def _with_work(base: BatchShape, work: Work, tokens: int) -> BatchShape:
     """`base` plus the first `tokens` of `work`."""
-    extend_tokens, pairs, square = base.extend_tokens, base.extend_pairs, base.extend_square
-    prefixes, longest = base.extend_prefix_tokens, base.longest_prefix
+    extend_tokens, pairs, square, rows, kv_tokens, prefixes, longest = base
     left = tokens
     for extend, prefix in work:
-        chunk = min(extend, left)
+        chunk = extend if extend < left else left
         if chunk <= 0:
             break
         extend_tokens += chunk
         pairs += chunk * prefix
         square += chunk * chunk
         prefixes += prefix
-        longest = max(longest, prefix)
+        if prefix > longest:
+            longest = prefix
         left -= chunk
-    return BatchShape(
-        extend_tokens=extend_tokens,
-        extend_pairs=pairs,
-        extend_square=square,
-        decode_rows=base.decode_rows,
-        decode_kv_tokens=base.decode_kv_tokens,
-        extend_prefix_tokens=prefixes,
-        longest_prefix=longest,
-    )
+    return BatchShape(extend_tokens, pairs, square, rows, kv_tokens, prefixes, longest)
