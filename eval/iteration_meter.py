@@ -1,0 +1,227 @@
+"""Who takes the scheduler's time in an iteration: SGLang, what Echo adds, or the KV cache.
+
+Every method in which Echo's code begins or gives way to SGLang's is wrapped, and each moment
+belongs to one of them only: SGLang's own methods that Echo calls by `super()` are SGLang's
+time, what SGLang's loop asks of Echo in between is Echo's. Two clocks are read, CPU time of
+the thread and wall time; reading them takes about 1 us a change, which is not taken off.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any
+
+OWNERS = ("added", "cache", "engine")
+Reading = tuple[float, float]
+"""Seconds of CPU time of this thread and of wall time."""
+
+WARM_UP = 20
+LEAST_ITERATIONS = 30
+LOOP_COUNT = 500
+
+
+def now() -> Reading:
+    """Both clocks."""
+    return time.thread_time(), time.perf_counter()
+
+
+class Meter:
+    """Seconds by owner and by span, summed within an iteration."""
+
+    def __init__(self) -> None:
+        self.iterations: list[dict[str, Reading]] = []
+        self.rows: list[int] = []
+        self.loops_s: list[float] = []
+        self.collections: list[tuple[int, float]] = []
+        self._now: dict[str, Reading] = {}
+        self._owners = ["engine"]
+        self._since = now()
+        self._collecting_since_s = 0.0
+        gc.callbacks.append(self._collector)
+
+    def next_iteration(self, rows: int) -> None:
+        """What was measured since the last call is one iteration."""
+        self._switch()
+        if self._now:
+            self.iterations.append(self._now)
+            self.rows.append(rows)
+            if len(self.iterations) == WARM_UP:
+                self.collections.clear()
+        self._now = {}
+        start_s = time.thread_time()
+        for _ in range(LOOP_COUNT):
+            pass
+        self.loops_s.append(time.thread_time() - start_s)
+        self._since = now()
+
+    def owned(self, function: Callable[..., Any], owner: str) -> Callable[..., Any]:
+        """`function`, its time charged to `owner`, but for what others own within."""
+
+        @wraps(function)
+        def charged(*args: Any, **kwargs: Any) -> Any:
+            self._enter(owner)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._leave()
+
+        return charged
+
+    def owned_steps(
+        self, function: Callable[..., Iterator[Any]], owner: str
+    ) -> Callable[..., Iterator[Any]]:
+        """The same for a generator: every step of it is charged."""
+
+        def charged(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            steps = function(*args, **kwargs)
+            while True:
+                self._enter(owner)
+                try:
+                    step = next(steps, self)
+                finally:
+                    self._leave()
+                if step is self:
+                    return
+                yield step
+
+        return charged
+
+    def span(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """`function`, all of its time noted under `name` as well, whoever owns it."""
+
+        @wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._add(name, start, now())
+
+        return timed
+
+    def _enter(self, owner: str) -> None:
+        self._switch()
+        self._owners.append(owner)
+
+    def _leave(self) -> None:
+        self._switch()
+        self._owners.pop()
+
+    def _switch(self) -> None:
+        reading = now()
+        self._add(self._owners[-1], self._since, reading)
+        self._since = reading
+
+    def _add(self, name: str, start: Reading, end: Reading) -> None:
+        cpu_s, wall_s = self._now.get(name, (0.0, 0.0))
+        self._now[name] = (cpu_s + end[0] - start[0], wall_s + end[1] - start[1])
+
+    def _collector(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._collecting_since_s = time.thread_time()
+        else:
+            spent_s = time.thread_time() - self._collecting_since_s
+            self.collections.append((info["generation"], spent_s))
+
+    def figures(self) -> dict[str, Any]:
+        """Microseconds. By name: median and p99 of CPU time, then of wall time."""
+        rows = self.iterations[WARM_UP:]
+        if len(rows) < LEAST_ITERATIONS:
+            raise SystemExit(
+                f"{len(rows)} iterations after {WARM_UP} of warm-up say nothing of a p99; "
+                f"--window-s must be longer, for {LEAST_ITERATIONS} at least"
+            )
+        nothing = (0.0, 0.0)
+        found: dict[str, Any] = {
+            name: [
+                figure
+                for clock in (0, 1)
+                for figure in _median_and_p99([row.get(name, nothing)[clock] for row in rows])
+            ]
+            for name in ("decide", "snapshot", *OWNERS)
+        }
+        total = [sum(row.get(owner, nothing)[0] for owner in OWNERS) for row in rows]
+        found["iteration"] = [*_median_and_p99(total), 0.0, 0.0]
+        refits = sorted(1e6 * row["refit"][0] for row in rows if "refit" in row)
+        full = sorted(1e6 * spent_s for generation, spent_s in self.collections if generation == 2)
+        found |= {
+            "iterations": len(rows),
+            "rows": statistics.fmean(self.rows[WARM_UP:]),
+            "refits": [len(refits), statistics.median(refits or [0.0]), max(refits, default=0.0)],
+            "collector_share": sum(s for _, s in self.collections) / max(sum(total), 1e-9),
+            "full_collections": [len(full), max(full, default=0.0)],
+            "slowdown": statistics.median(self.loops_s) / min(self.loops_s),
+        }
+        return found
+
+
+def _median_and_p99(seconds: Sequence[float]) -> tuple[float, float]:
+    values = sorted(1e6 * value for value in seconds)
+    return statistics.median(values), values[min(int(0.99 * len(values)), len(values) - 1)]
+
+
+def install(meter: Meter, *, echo: bool) -> None:
+    """Put the meter around SGLang's and Echo's methods, before a scheduler is made."""
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+    from echo_sglang.sim import scheduler as emulation
+    from echo_sglang.sim.worker import EmulatedWorker
+
+    chosen = emulation.Emulation.get_next_batch_to_run
+
+    def get_next_batch_to_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        meter.next_iteration(len(self.running_batch.reqs))
+        return chosen(self, *args, **kwargs)
+
+    emulated: Any = emulation.Emulation
+    emulated.get_next_batch_to_run = get_next_batch_to_run
+    _own_all(meter, emulated, ("ingest_requests", "on_idle"), "clients")
+    _own_all(meter, EmulatedWorker, ("forward_batch_generation",), "clients")
+    _own_all(meter, UnifiedRadixCache, CACHE_METHODS, "cache")
+    if echo:
+        _install_echo(meter)
+
+
+CACHE_METHODS = (
+    "match_prefix", "insert", "evict", "evict_for_alloc", "inc_lock_ref", "dec_lock_ref",
+    "lock", "unlock", "checkpoint", "checkpoint_into_tree",
+)  # fmt: skip
+DECIDING = ("_should_defer_prefill", "_get_new_batch_prefill_raw", "update_running_batch")
+LEARNING = ("run_batch", "process_batch_result")
+ARRIVING = ("handle_generate_request", "_add_request_to_queue", "_create_generation_req")
+ADDING = ("add_chunked_req", "add_one_req", "__init__")
+
+
+def _install_echo(meter: Meter) -> None:
+    from sglang.srt.managers.schedule_policy import PrefillAdder
+    from sglang.srt.managers.scheduler import Scheduler
+
+    from echo_sglang.adapter import scheduler as adapter
+    from echo_sglang.adapter.intake import RequestIntake
+    from echo_sglang.adapter.learning import StepLearning
+    from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
+    from echo_sglang.estimate.step_time import StepTimeFitter
+
+    echo: Any = adapter.EchoScheduler
+    for base in Scheduler.__mro__[:-1]:
+        own = (*DECIDING, *LEARNING, *ARRIVING)
+        _own_all(meter, base, [name for name in own if name in vars(base)], "engine")
+    _own_all(meter, PrefillAdder, ADDING, "engine")
+    _own_all(meter, echo, DECIDING, "added")
+    _own_all(meter, StepLearning, LEARNING, "added")
+    _own_all(meter, RequestIntake, ARRIVING, "added")
+    _own_all(meter, EchoPrefillAdder, ADDING, "added")
+    echo.prefill_candidates = meter.owned_steps(echo.prefill_candidates, "added")
+    adapter.decide = meter.span(adapter.decide, "decide")
+    adapter.take_snapshot = meter.span(adapter.take_snapshot, "snapshot")
+    fitter: Any = StepTimeFitter
+    fitter.refit = meter.span(fitter.refit, "refit")
+
+
+def _own_all(meter: Meter, owner_class: type, names: Sequence[str], owner: str) -> None:
+    for name in names:
+        setattr(owner_class, name, meter.owned(getattr(owner_class, name), owner))
