@@ -1,13 +1,15 @@
 """What deciding costs the scheduler, by pool size and rows, beside stock SGLang with the same queue.
 
-    python eval/bench_decide.py [--pooled 1000,10000,100000] [--window-s 8] [--loads few,many]
+    python eval/bench_decide.py [--pooled 1000,10000,100000] [--loads documents,rows,unshared]
 
-The real scheduler on an emulated A100 with Llama-3.1-8B, one process a contender and size: N
-offline requests of about 1,000 tokens wait from the start, online ones arrive. Loads: `few` rows
-(2 online requests/s; 20 questions to a document of 900 tokens), `many` rows (about 200, half of
-them online), `unshared` (as few, but no two prompts share anything). Figures are microseconds
-an iteration, CPU time of the scheduler's thread (what other processes do on the machine shows
-only as slower cores) and, where it says so, wall time; the collector's pauses are in them.
+The real scheduler on an emulated A100 with Llama-3.1-8B, one process a run: N offline requests
+of about 1,000 tokens wait from the start, online ones arrive. Loads: `documents` (2 online
+requests/s; 20 questions to a document of 900 tokens), `rows` (the same documents, long answers
+and many more online requests, so that about 200 rows decode), `unshared` (no two prompts share
+anything). Virtual time does not depend on the machine, so runs of a kind compute the same batches
+(their SHA-1 is compared), and of every iteration the least of --repeats runs counts: other
+processes only add. Figures are microseconds an iteration of CPU time of the scheduler's thread
+or, where it says so, of wall time; garbage collection is in them.
 
     decide       the policy's decision alone; part of `added`
     snapshot     what it decides on, candidates and their cached lengths; part of `added`
@@ -31,7 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from eval.iteration_meter import Meter, install  # noqa: E402
+from eval.iteration_meter import Meter, figures_of, install  # noqa: E402
 
 DEVICE = "A100-80G:Llama-3.1-8B"
 SEED = 1
@@ -46,17 +48,19 @@ PARTS = ("decide", "snapshot", "added", "cache", "iteration")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """online_tokens, offline_tokens: of every answer. sharing: prompts of one document."""
+    """online_prompt, online_tokens, offline_tokens: of prompts and answers, in the mean.
+    sharing: prompts of one document."""
 
     rate_per_s: float = 2.0
+    online_prompt: int = 500
     online_tokens: int = 100
     offline_tokens: int = 64
     sharing: int = 20
 
 
 LOADS = {
-    "few": Load(),
-    "many": Load(rate_per_s=16.0, online_tokens=200, offline_tokens=512),
+    "documents": Load(),
+    "rows": Load(rate_per_s=14.0, online_prompt=60, online_tokens=250, offline_tokens=256),
     "unshared": Load(sharing=1),
 }
 
@@ -77,7 +81,10 @@ def measure(contender: str, pooled: int, load: Load, window_s: float) -> dict[st
     meter = Meter()
     install(meter, echo=echo)
     online = PoissonTraffic(
-        rate_per_s=load.rate_per_s, window_s=window_s, output=Lengths(mean=load.online_tokens)
+        rate_per_s=load.rate_per_s,
+        window_s=window_s,
+        prompt=Lengths(mean=load.online_prompt),
+        output=Lengths(mean=load.online_tokens),
     )
     offline = DocumentQuestions(
         documents=pooled // load.sharing,
@@ -94,8 +101,8 @@ def measure(contender: str, pooled: int, load: Load, window_s: float) -> dict[st
         chunk_tokens=8192 if echo else STOCK_CHUNK_TOKENS,
     )
     workload = merge(online.requests(SEED), offline.requests(SEED))
-    run(workload, device_from(DEVICE), setup, window_s=window_s, grace_s=0.0)
-    return meter.figures()
+    done = run(workload, device_from(DEVICE), setup, window_s=window_s, grace_s=0.0)
+    return meter.readings() | {"sha1": done.emulator.steps.sha1}
 
 
 def in_child(arguments: list[str]) -> dict[str, Any]:
@@ -109,7 +116,17 @@ def in_child(arguments: list[str]) -> dict[str, Any]:
     return found
 
 
-def report(sizes: list[int], name: str, window_s: float, contenders: list[str]) -> bool:
+def measured(only: str, window_s: float, repeats: int) -> dict[str, Any]:
+    """The figures of runs that computed the same batches. Raises SystemExit if they did not."""
+    runs = [in_child(["--only", only, "--window-s", str(window_s)]) for _ in range(repeats)]
+    if len({run["sha1"] for run in runs}) > 1:
+        raise SystemExit(f"runs of {only} computed different batches: nothing to compare")
+    return figures_of(runs)
+
+
+def report(
+    sizes: list[int], name: str, window_s: float, contenders: list[str], repeats: int
+) -> bool:
     """Measure and print one table; returns whether Echo kept its bounds."""
     print(f"\nload {name}: CPU median / p99 of an iteration, us; for added also wall median / p99")
     heads = [f"{part:>17}" for part in PARTS]
@@ -118,8 +135,8 @@ def report(sizes: list[int], name: str, window_s: float, contenders: list[str]) 
     found = {}
     for size in sizes:
         for contender in contenders:
-            only = f"{contender}:{size}:{name}"
-            row = found[contender, size] = in_child(["--only", only, "--window-s", str(window_s)])
+            row = measured(f"{contender}:{size}:{name}", window_s, repeats)
+            found[contender, size] = row
             _print_row(contender, size, row)
     kept = True
     for part, bounds in BOUNDS_US.items():
@@ -147,8 +164,9 @@ def _print_row(contender: str, size: int, row: dict[str, Any]) -> None:
     full, longest = row["full_collections"]
     refits = f"{times} refits of {median:.0f} us, at most {worst:.0f}; " if times else ""
     print(
-        f"      {refits}garbage collection {row['collector_share']:.1%} of the time, {full} full "
-        f"ones of {longest:.0f} us at most; cores {row['slowdown']:.2f} times as slow as at best",
+        f"      {refits}garbage collection {row['collected']:.1%} of the time, {full} full ones "
+        f"of {longest:.0f} us at most; added in the first run alone {row['single'][0]:.0f} / "
+        f"{row['single'][1]:.0f}; cores {row['slowdown']:.2f} times as slow as at best",
         flush=True,
     )
 
@@ -161,6 +179,7 @@ def main() -> int:
     parser.add_argument("--pooled", default="1000,10000,100000")
     parser.add_argument("--window-s", type=float, default=8.0, help="virtual seconds of each run")
     parser.add_argument("--loads", default=",".join(LOADS), help=", ".join(LOADS))
+    parser.add_argument("--repeats", type=int, default=3, help="equal runs of each")
     parser.add_argument("--contenders", default="echo,stock", help="echo, or echo,stock")
     parser.add_argument("--only", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -173,7 +192,9 @@ def main() -> int:
     names = arguments.loads.split(",")
     if not set(names) <= set(LOADS):
         parser.error(f"--loads {arguments.loads}: known are {', '.join(LOADS)}")
-    kept = [report(sizes, name, arguments.window_s, contenders) for name in names]
+    kept = [
+        report(sizes, name, arguments.window_s, contenders, arguments.repeats) for name in names
+    ]
     return 0 if all(kept) else 1
 
 

@@ -16,6 +16,7 @@ from functools import wraps
 from typing import Any
 
 OWNERS = ("added", "cache", "engine")
+SPANS = ("decide", "snapshot", "refit")
 Reading = tuple[float, float]
 """Seconds of CPU time of this thread and of wall time."""
 
@@ -127,8 +128,8 @@ class Meter:
             spent_s = time.thread_time() - self._collecting_since_s
             self.collections.append((info["generation"], spent_s))
 
-    def figures(self) -> dict[str, Any]:
-        """Microseconds. By name: median and p99 of CPU time, then of wall time."""
+    def readings(self) -> dict[str, Any]:
+        """All that was measured after the warm-up, as JSON values; `figures_of` sums it up."""
         rows = self.iterations[WARM_UP:]
         if len(rows) < LEAST_ITERATIONS:
             raise SystemExit(
@@ -136,27 +137,49 @@ class Meter:
                 f"--window-s must be longer, for {LEAST_ITERATIONS} at least"
             )
         nothing = (0.0, 0.0)
-        found: dict[str, Any] = {
-            name: [
-                figure
-                for clock in (0, 1)
-                for figure in _median_and_p99([row.get(name, nothing)[clock] for row in rows])
-            ]
-            for name in ("decide", "snapshot", *OWNERS)
+        parts = {name: [row.get(name, nothing) for row in rows] for name in (*OWNERS, *SPANS)}
+        return {
+            "parts": parts,
+            "rows": self.rows[WARM_UP:],
+            "loops_s": self.loops_s,
+            "collections": self.collections,
         }
-        total = [sum(row.get(owner, nothing)[0] for owner in OWNERS) for row in rows]
-        found["iteration"] = [*_median_and_p99(total), 0.0, 0.0]
-        refits = sorted(1e6 * row["refit"][0] for row in rows if "refit" in row)
-        full = sorted(1e6 * spent_s for generation, spent_s in self.collections if generation == 2)
-        found |= {
-            "iterations": len(rows),
-            "rows": statistics.fmean(self.rows[WARM_UP:]),
-            "refits": [len(refits), statistics.median(refits or [0.0]), max(refits, default=0.0)],
-            "collector_share": sum(s for _, s in self.collections) / max(sum(total), 1e-9),
-            "full_collections": [len(full), max(full, default=0.0)],
-            "slowdown": statistics.median(self.loops_s) / min(self.loops_s),
-        }
-        return found
+
+
+def figures_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Microseconds by part: median and p99 of CPU time, then of wall time.
+
+    runs: readings of runs that did the same, iteration by iteration. The least of each iteration
+    counts: what they differ by is other processes on the machine.
+    """
+    least = {
+        name: [
+            [min(run["parts"][name][i][clock] for run in runs) for clock in (0, 1)]
+            for i in range(len(runs[0]["rows"]))
+        ]
+        for name in (*OWNERS, *SPANS)
+    }
+    total = [[sum(parts) for parts in zip(*owned, strict=True)] for owned in zip(*(least[n] for n in OWNERS), strict=True)]
+    first = runs[0]
+    refits = [1e6 * cpu_s for cpu_s, _ in least["refit"] if cpu_s]
+    full = [1e6 * spent_s for generation, spent_s in first["collections"] if generation == 2]
+    loops_s = [loop_s for run in runs for loop_s in run["loops_s"]]
+    found: dict[str, Any] = {
+        name: [
+            *_median_and_p99([cpu_s for cpu_s, _ in values]),
+            *_median_and_p99([wall_s for _, wall_s in values]),
+        ]
+        for name, values in (*least.items(), ("iteration", total))
+    }
+    return found | {
+        "iterations": len(first["rows"]),
+        "rows": statistics.fmean(first["rows"]),
+        "refits": [len(refits), statistics.median(refits or [0.0]), max(refits, default=0.0)],
+        "collected": sum(s for _, s in first["collections"]) / sum(cpu_s for cpu_s, _ in total),
+        "full_collections": [len(full), max(full, default=0.0)],
+        "slowdown": statistics.median(loops_s) / min(loops_s),
+        "single": _median_and_p99([cpu_s for cpu_s, _ in first["parts"]["added"]]),
+    }
 
 
 def _median_and_p99(seconds: Sequence[float]) -> tuple[float, float]:
