@@ -156,7 +156,9 @@ def report(
 
 
 def _print_row(contender: str, size: int, row: dict[str, Any]) -> None:
-    pairs = [(row[part][:2] if contender == "echo" or part in PARTS[-2:] else None) for part in PARTS]
+    pairs = [
+        (row[part][:2] if contender == "echo" or part in PARTS[-2:] else None) for part in PARTS
+    ]
     pairs.insert(3, row["added"][2:] if contender == "echo" else None)
     cells = "".join(f"{'':17}" if p is None else f"{p[0]:9.0f} /{p[1]:6.0f}" for p in pairs)
     print(f"{contender:6}{size:8}{row['rows']:6.0f}{cells}{row['iterations']:12.0f}")

@@ -159,7 +159,10 @@ def figures_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ]
         for name in (*OWNERS, *SPANS)
     }
-    total = [[sum(parts) for parts in zip(*owned, strict=True)] for owned in zip(*(least[n] for n in OWNERS), strict=True)]
+    total = [
+        [sum(parts) for parts in zip(*owned, strict=True)]
+        for owned in zip(*(least[n] for n in OWNERS), strict=True)
+    ]
     first = runs[0]
     refits = [1e6 * cpu_s for cpu_s, _ in least["refit"] if cpu_s]
     full = [1e6 * spent_s for generation, spent_s in first["collections"] if generation == 2]

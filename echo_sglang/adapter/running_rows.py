@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
-from echo_sglang.adapter.requests import EchoReq, can_resume, is_offline
+from echo_sglang.adapter.requests import EchoReq, facts_of
 from echo_sglang.domain.snapshot import OfflineRows, OnlineLoad
 
 if TYPE_CHECKING:
@@ -33,20 +33,31 @@ def running_rows(
     """What decodes now. in_flight_end_s: when the tokens that the device computes are there."""
     ratio = scheduler.new_token_ratio_tracker.current
     online: list[Req] = []
-    offline: list[Req] = []
+    offline: list[tuple[str, int, int, int, int, bool, int, float]] = []
     growth = 0.0
     for req in batch.reqs:
         if req.finished_reason is not None:
             continue
-        params = req.sampling_params
-        left = params.max_new_tokens - len(req.output_ids)
+        facts = facts_of(req)
+        produced = len(req.output_ids)
+        left = facts.max_new_tokens - produced
         if left > 0:
             clipped = left if left < CLIP_MAX_NEW_TOKENS else CLIP_MAX_NEW_TOKENS
-            growth += clipped if params.ignore_eos else clipped * ratio
-        (offline if is_offline(req) else online).append(req)
+            growth += clipped if facts.ignores_eos else clipped * ratio
+        if not facts.is_offline:
+            online.append(req)
+            continue
+        kv_tokens = facts.prompt_tokens + produced
+        own = kv_tokens - req.kv.cache_protected_len
+        can_go = produced > 0 and facts.can_resume and req.to_finish is None
+        # In the order of the columns of OfflineRows.
+        offline.append(
+            (facts.rid, kv_tokens, own if own > 0 else 0, produced, left if left > 0 else 0,
+             can_go, req.retraction_count, 1.0)
+        )  # fmt: skip
     return RunningRows(
         online=_online_load(scheduler, online, in_flight_end_s),
-        offline=_offline_rows(offline),
+        offline=OfflineRows.of_tuples(offline),
         growth_tokens=growth,
     )
 
@@ -83,28 +94,6 @@ def _online_load(
         earliest_deadline_s=min(deadlines_s, default=None),
         earliest_gap_s=min(gaps_s, default=None),
         tightest_tpot_s=min(tpots_s, default=None),
-    )
-
-
-def _offline_rows(reqs: Sequence[Req]) -> OfflineRows:
-    produced = [len(req.output_ids) for req in reqs]
-    kv = [len(req.origin_input_ids) + n for req, n in zip(reqs, produced, strict=True)]
-    in_tree = [req.kv.cache_protected_len for req in reqs]
-    allowed = [req.sampling_params.max_new_tokens for req in reqs]
-    return OfflineRows(
-        rids=tuple([req.rid for req in reqs]),
-        kv_tokens=tuple(kv),
-        private_tokens=tuple([max(k - t, 0) for k, t in zip(kv, in_tree, strict=True)]),
-        output_tokens=tuple(produced),
-        remaining_tokens=tuple([max(a - n, 0) for a, n in zip(allowed, produced, strict=True)]),
-        releasable=tuple(
-            [
-                n > 0 and req.to_finish is None and can_resume(req)
-                for req, n in zip(reqs, produced, strict=True)
-            ]
-        ),
-        preemptions=tuple([req.retraction_count for req in reqs]),
-        urgencies=(1.0,) * len(reqs),
     )
 
 

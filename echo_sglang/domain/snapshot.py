@@ -5,7 +5,7 @@ All times are seconds on one monotonic clock; all sizes are KV tokens.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,11 +73,14 @@ class OfflineRows:
     @classmethod
     def of(cls, rows: Iterable[OfflineRow]) -> OfflineRows:
         """These rows, in their order."""
-        return cls._of_columns(tuple(zip(*map(_fields, rows), strict=True)))
+        names = OfflineRow.__slots__
+        return cls.of_tuples([tuple([getattr(row, name) for name in names]) for row in rows])
 
     @classmethod
-    def _of_columns(cls, columns: tuple[tuple[Any, ...], ...]) -> OfflineRows:
-        return cls(**dict(zip(cls.__slots__, columns, strict=True))) if columns else cls()
+    def of_tuples(cls, rows: Sequence[tuple[Any, ...]]) -> OfflineRows:
+        """Rows as tuples of the fields of `OfflineRow`, in its order."""
+        columns = zip(*rows, strict=True)
+        return cls(**dict(zip(cls.__slots__, columns, strict=True))) if rows else cls()
 
     def __len__(self) -> int:
         return len(self.rids)
@@ -89,15 +92,11 @@ class OfflineRows:
 
     def without(self, rids: Collection[str]) -> OfflineRows:
         """All rows but those of these requests."""
-        kept = [row for row in zip(*self._columns(), strict=True) if row[0] not in rids]
-        return self._of_columns(tuple(zip(*kept, strict=True)))
+        rows = zip(*self._columns(), strict=True)
+        return self.of_tuples([row for row in rows if row[0] not in rids])
 
     def _columns(self) -> list[tuple[Any, ...]]:
         return [getattr(self, name) for name in self.__slots__]
-
-
-def _fields(row: OfflineRow) -> tuple[Any, ...]:
-    return tuple(getattr(row, name) for name in row.__slots__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
