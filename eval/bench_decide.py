@@ -1,4 +1,4 @@
-"""What deciding costs the scheduler, by pool size and rows, beside stock SGLang with the same queue.
+"""What deciding costs the scheduler, by pool size and rows, beside stock with the same queue.
 
     python eval/bench_decide.py [--pooled 1000,10000,100000] [--loads documents,rows,unshared]
 
@@ -60,7 +60,7 @@ class Load:
 
 LOADS = {
     "documents": Load(),
-    "rows": Load(rate_per_s=14.0, online_prompt=60, online_tokens=250, offline_tokens=256),
+    "rows": Load(rate_per_s=10.0, online_prompt=60, online_tokens=250, offline_tokens=128),
     "unshared": Load(sharing=1),
 }
 

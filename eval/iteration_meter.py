@@ -36,6 +36,7 @@ class Meter:
     def __init__(self) -> None:
         self.iterations: list[dict[str, Reading]] = []
         self.rows: list[int] = []
+        self.rows_now = 0
         self.loops_s: list[float] = []
         self.collections: list[tuple[int, float]] = []
         self._now: dict[str, Reading] = {}
@@ -44,12 +45,12 @@ class Meter:
         self._collecting_since_s = 0.0
         gc.callbacks.append(self._collector)
 
-    def next_iteration(self, rows: int) -> None:
+    def next_iteration(self) -> None:
         """What was measured since the last call is one iteration."""
         self._switch()
         if self._now:
             self.iterations.append(self._now)
-            self.rows.append(rows)
+            self.rows.append(self.rows_now)
             if len(self.iterations) == WARM_UP:
                 self.collections.clear()
         self._now = {}
@@ -159,9 +160,10 @@ def figures_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ]
         for name in (*OWNERS, *SPANS)
     }
+    owned = [least[owner] for owner in OWNERS]
     total = [
-        [sum(parts) for parts in zip(*owned, strict=True)]
-        for owned in zip(*(least[n] for n in OWNERS), strict=True)
+        [sum(reading[clock] for reading in readings) for clock in (0, 1)]
+        for readings in zip(*owned, strict=True)
     ]
     first = runs[0]
     refits = [1e6 * cpu_s for cpu_s, _ in least["refit"] if cpu_s]
@@ -200,11 +202,17 @@ def install(meter: Meter, *, echo: bool) -> None:
     chosen = emulation.Emulation.get_next_batch_to_run
 
     def get_next_batch_to_run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        meter.next_iteration(len(self.running_batch.reqs))
+        meter.next_iteration()
         return chosen(self, *args, **kwargs)
 
+    launched = emulation.Emulation.run_batch
+
+    def run_batch(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        meter.rows_now = len(batch.reqs)
+        return launched(self, batch, *args, **kwargs)
+
     emulated: Any = emulation.Emulation
-    emulated.get_next_batch_to_run = get_next_batch_to_run
+    emulated.get_next_batch_to_run, emulated.run_batch = get_next_batch_to_run, run_batch
     _own_all(meter, emulated, ("ingest_requests", "on_idle"), "clients")
     _own_all(meter, EmulatedWorker, ("forward_batch_generation",), "clients")
     _own_all(meter, UnifiedRadixCache, CACHE_METHODS, "cache")
