@@ -60,7 +60,7 @@ class Load:
 
 LOADS = {
     "documents": Load(),
-    "rows": Load(rate_per_s=10.0, online_prompt=60, online_tokens=250, offline_tokens=128),
+    "rows": Load(rate_per_s=14.0, online_prompt=60, online_tokens=250, offline_tokens=128),
     "unshared": Load(sharing=1),
 }
 
