@@ -231,6 +231,7 @@ ADDING = ("add_chunked_req", "add_one_req", "__init__")
 
 
 def _install_echo(meter: Meter) -> None:
+    from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.managers.schedule_policy import PrefillAdder
     from sglang.srt.managers.scheduler import Scheduler
 
@@ -245,6 +246,7 @@ def _install_echo(meter: Meter) -> None:
         own = (*DECIDING, *LEARNING, *ARRIVING)
         _own_all(meter, base, [name for name in own if name in vars(base)], "engine")
     _own_all(meter, PrefillAdder, ADDING, "engine")
+    _own_all(meter, Req, ("__init__",), "engine")
     _own_all(meter, echo, DECIDING, "added")
     _own_all(meter, StepLearning, LEARNING, "added")
     _own_all(meter, RequestIntake, ARRIVING, "added")
