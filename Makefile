@@ -97,7 +97,7 @@ bench-kv-hits: patched  ## what each eviction keeps, on an emulated GPU (20 minu
 bench-sim: patched  ## how fast the emulator runs, and what it spends its time on
 	$(VENV) eval/run.py bench-sim
 
-bench-decide: patched  ## what deciding costs an iteration by pool size, beside stock (8 minutes)
+bench-decide: patched  ## what deciding costs an iteration by pool size, beside stock (20 minutes)
 	OMP_NUM_THREADS=1 $(VENV) eval/bench_decide.py
 
 bench-batches: setup  ## what the batch service costs: validation, throughput, restart (10 minutes)

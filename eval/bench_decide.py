@@ -1,136 +1,71 @@
-"""What deciding costs the scheduler, by pool size, beside stock SGLang with the same queue.
+"""What deciding costs the scheduler, by pool size and rows, beside stock with the same queue.
 
-    python eval/bench_decide.py [--pooled 1000,10000,100000] [--window-s 8] [--sharing both]
+    python eval/bench_decide.py [--pooled 1000,10000,100000] [--loads documents,rows,unshared]
 
-The real scheduler on an emulated A100 with Llama-3.1-8B, one process a contender and size: N
-offline requests of about 1,000 tokens (20 questions to a document of 900, or sharing nothing)
-wait from the start, online ones arrive at 2/s. Figures are microseconds of CPU time of the
-scheduler's thread per iteration, so that other load on the machine does not count; nothing that
-is timed waits for anything.
+The real scheduler on an emulated A100 with Llama-3.1-8B, one process a run: N offline requests
+of about 1,000 tokens wait from the start, online ones arrive. Loads: `documents` (2 online
+requests/s; 20 questions to a document of 900 tokens), `rows` (the same documents, long answers
+and many more online requests, so that about 200 rows decode), `unshared` (no two prompts share
+anything). Virtual time does not depend on the machine, so runs of a kind compute the same batches
+(their SHA-1 is compared), and of every iteration the least of --repeats runs counts: other
+processes only add. Figures are microseconds an iteration of CPU time of the scheduler's thread
+or, where it says so, of wall time; garbage collection is in them.
 
-    decide       the policy's decision alone
-    added        all that Echo adds to an iteration: snapshot with its candidates, decision,
-                 release, taking requests out of the pool, learning from the last iteration
-    iteration    SGLang's `get_next_batch_to_run` as a whole, which contains all of that but
-                 learning; stock with priority scheduling sorts and walks its queue in it
+    decide       the policy's decision alone; part of `added`
+    snapshot     what it decides on, candidates and their cached lengths; part of `added`
+    added        all that Echo does and stock does not, but for the cache: snapshot, decision,
+                 decision log, release, taking requests out of the pool, the adder's bounds,
+                 learning from the last iteration, following requests
+    cache        calls of the KV cache: Echo's tree core in Python, stock's in Rust
+    iteration    all of the event loop but the emulated device and clients
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from eval.iteration_meter import Meter, figures_of, install  # noqa: E402
+
 DEVICE = "A100-80G:Llama-3.1-8B"
-WARM_UP = 20
-LEAST_ITERATIONS = 30
 SEED = 1
 BOUNDS_US = {"decide": (200.0, 1000.0), "added": (500.0, 2000.0)}
-"""Median and p99 that Echo wants to stay within."""
+"""Median and p99 of CPU time that Echo wants to stay within."""
 
 STOCK_CHUNK_TOKENS = 1024
 """Stock fills every chunk; short ones give as many iterations in a window as Echo has."""
 
-PARTS = ("decide", "snapshot", "added", "iteration")
+PARTS = ("decide", "snapshot", "added", "cache", "iteration")
 
 
-class Meter:
-    """CPU time by part, summed within an iteration; parts within parts count once in each."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """online_prompt, online_tokens, offline_tokens: of prompts and answers, in the mean.
+    sharing: prompts of one document."""
 
-    def __init__(self) -> None:
-        self.iterations: list[dict[str, float]] = []
-        self._now: dict[str, float] = {}
-        self._depth: dict[str, int] = {}
-
-    def next_iteration(self) -> None:
-        """What was measured since the last call is one iteration."""
-        if self._now:
-            self.iterations.append(self._now)
-        self._now = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count what happens within."""
-        self._depth[name] = self._depth.get(name, 0) + 1
-        start = time.thread_time()
-        try:
-            yield
-        finally:
-            spent = time.thread_time() - start
-            self._depth[name] -= 1
-            if not self._depth[name]:
-                self._now[name] = self._now.get(name, 0.0) + spent
-
-    def timing(self, function: Callable[..., Any], *names: str) -> Callable[..., Any]:
-        """`function`, its time counted in the parts of these names."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(names[0]):
-                if len(names) == 1:
-                    return function(*args, **kwargs)
-                with self.part(names[1]):
-                    return function(*args, **kwargs)
-
-        return timed
-
-    def figures(self) -> dict[str, list[float]]:
-        """Median and p99 of every part, microseconds."""
-        rows = self.iterations[WARM_UP:]
-        if len(rows) < LEAST_ITERATIONS:
-            raise SystemExit(
-                f"{len(rows)} iterations after {WARM_UP} of warm-up say nothing of a p99; "
-                f"--window-s must be longer, for {LEAST_ITERATIONS} at least"
-            )
-        found = {}
-        for name in PARTS:
-            values = sorted(1e6 * row.get(name, 0.0) for row in rows)
-            p99 = values[min(int(0.99 * len(values)), len(values) - 1)]
-            found[name] = [statistics.median(values), p99]
-        found["iterations"] = [len(rows), 0.0]
-        return found
+    rate_per_s: float = 2.0
+    online_prompt: int = 500
+    online_tokens: int = 100
+    offline_tokens: int = 64
+    sharing: int = 20
 
 
-def install(meter: Meter, *, echo: bool) -> None:
-    """Put the meter around SGLang's and Echo's methods, before a scheduler is made."""
-    from echo_sglang.sim import scheduler as emulation
-
-    chosen = emulation.Emulation.get_next_batch_to_run
-
-    def get_next_batch_to_run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        meter.next_iteration()
-        with meter.part("iteration"):
-            return chosen(self, *args, **kwargs)
-
-    emulation.Emulation.get_next_batch_to_run = get_next_batch_to_run  # type: ignore[method-assign]
-    if not echo:
-        return
-    from echo_sglang.adapter import scheduler as adapter
-    from echo_sglang.adapter.learning import StepLearning
-    from echo_sglang.adapter.offline_queue import OfflineQueue
-
-    adapter.decide = meter.timing(adapter.decide, "added", "decide")
-    adapter.take_snapshot = meter.timing(adapter.take_snapshot, "added", "snapshot")
-    own = {
-        adapter.EchoScheduler: ("_release",),
-        OfflineQueue: ("admitted", "tokens"),
-        StepLearning: ("_learn", "_follow"),
-    }
-    for owner, names in own.items():
-        for name in names:
-            setattr(owner, name, meter.timing(getattr(owner, name), "added"))
+LOADS = {
+    "documents": Load(),
+    "rows": Load(rate_per_s=14.0, online_prompt=60, online_tokens=250, offline_tokens=128),
+    "unshared": Load(sharing=1),
+}
 
 
-def measure(contender: str, pooled: int, sharing: bool, window_s: float) -> dict[str, list[float]]:
+def measure(contender: str, pooled: int, load: Load, window_s: float) -> dict[str, Any]:
     """One emulated run in this process."""
     from echo_sglang.config import EchoConfig
     from echo_sglang.sim.arrivals import Lengths, PoissonTraffic
@@ -145,13 +80,18 @@ def measure(contender: str, pooled: int, sharing: bool, window_s: float) -> dict
     echo = contender == "echo"
     meter = Meter()
     install(meter, echo=echo)
-    online = PoissonTraffic(rate_per_s=2.0, window_s=window_s, output=Lengths(mean=100))
+    online = PoissonTraffic(
+        rate_per_s=load.rate_per_s,
+        window_s=window_s,
+        prompt=Lengths(mean=load.online_prompt),
+        output=Lengths(mean=load.online_tokens),
+    )
     offline = DocumentQuestions(
-        documents=pooled // 20 if sharing else pooled,
-        questions=20 if sharing else 1,
+        documents=pooled // load.sharing,
+        questions=load.sharing,
         document_tokens=900,
         question_tokens=100,
-        output_tokens=64,
+        output_tokens=load.offline_tokens,
     )
     setup = ServerSetup(
         echo=EchoConfig(slo_ttft_ms=500, slo_tpot_ms=50) if echo else None,
@@ -161,52 +101,76 @@ def measure(contender: str, pooled: int, sharing: bool, window_s: float) -> dict
         chunk_tokens=8192 if echo else STOCK_CHUNK_TOKENS,
     )
     workload = merge(online.requests(SEED), offline.requests(SEED))
-    run(workload, device_from(DEVICE), setup, window_s=window_s, grace_s=0.0)
-    return meter.figures()
+    done = run(workload, device_from(DEVICE), setup, window_s=window_s, grace_s=0.0)
+    return meter.readings() | {"sha1": done.emulator.steps.sha1}
 
 
-def in_child(arguments: list[str]) -> dict[str, list[float]]:
+def in_child(arguments: list[str]) -> dict[str, Any]:
     """A process of its own for every run: SGLang's state is global."""
     ended = subprocess.run(
         [sys.executable, __file__, *arguments], capture_output=True, text=True, check=False
     )
     if ended.returncode:
         raise SystemExit(ended.stderr[-3000:])
-    found: dict[str, list[float]] = json.loads(ended.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found
 
 
-def report(sizes: list[int], sharing: bool, window_s: float, contenders: list[str]) -> bool:
+def measured(only: str, window_s: float, repeats: int) -> dict[str, Any]:
+    """The figures of runs that computed the same batches. Raises SystemExit if they did not."""
+    runs = [in_child(["--only", only, "--window-s", str(window_s)]) for _ in range(repeats)]
+    if len({run["sha1"] for run in runs}) > 1:
+        raise SystemExit(f"runs of {only} computed different batches: nothing to compare")
+    return figures_of(runs)
+
+
+def report(
+    sizes: list[int], name: str, window_s: float, contenders: list[str], repeats: int
+) -> bool:
     """Measure and print one table; returns whether Echo kept its bounds."""
-    print(
-        f"\noffline requests that share {'documents' if sharing else 'nothing'}; median / p99, us"
-    )
-    print(f"{'':6}{'pooled':>8}" + "".join(f"{name:>19}" for name in PARTS) + f"{'iterations':>12}")
+    print(f"\nload {name}: CPU median / p99 of an iteration, us; for added also wall median / p99")
+    heads = [f"{part:>17}" for part in PARTS]
+    heads.insert(3, f"{'added, wall':>17}")
+    print(f"{'':6}{'pooled':>8}{'rows':>6}" + "".join(heads) + f"{'iterations':>12}")
     found = {}
     for size in sizes:
         for contender in contenders:
-            only = f"{contender}:{size}:{int(sharing)}"
-            row = found[contender, size] = in_child(["--only", only, "--window-s", str(window_s)])
-            parts = PARTS if contender == "echo" else PARTS[-1:]
-            cells = "".join(
-                f"{row[n][0]:10.0f} /{row[n][1]:7.0f}" if n in parts else f"{'':19}" for n in PARTS
-            )
-            print(f"{contender:6}{size:8}{cells}{row['iterations'][0]:12.0f}", flush=True)
+            row = measured(f"{contender}:{size}:{name}", window_s, repeats)
+            found[contender, size] = row
+            _print_row(contender, size, row)
     kept = True
-    for name, bounds in BOUNDS_US.items():
+    for part, bounds in BOUNDS_US.items():
         for size in sizes:
-            figures = found["echo", size][name]
+            figures = found["echo", size][part][:2]
             if any(value > bound for value, bound in zip(figures, bounds, strict=True)):
                 kept = False
-                print(f"over its bound: {name} at {size} pooled, {figures[0]:.0f} / "
+                print(f"over its bound: {part} at {size} pooled, {figures[0]:.0f} / "
                       f"{figures[1]:.0f} us, wanted {bounds[0]:.0f} / {bounds[1]:.0f}")  # fmt: skip
-    for name in ("decide", "added"):
-        growth = found["echo", sizes[-1]][name][0] / found["echo", sizes[0]][name][0]
-        print(f"{name} from {sizes[0]} to {sizes[-1]} pooled: {growth:.2f} times the median")
+    for part in ("decide", "added"):
+        growth = found["echo", sizes[-1]][part][0] / found["echo", sizes[0]][part][0]
+        print(f"{part} from {sizes[0]} to {sizes[-1]} pooled: {growth:.2f} times the median")
     if "stock" in contenders:
         ratio = found["stock", sizes[-1]]["iteration"][0] / found["echo", sizes[-1]]["iteration"][0]
         print(f"an iteration at {sizes[-1]} pooled: stock takes {ratio:.1f} times Echo's")
     return kept
+
+
+def _print_row(contender: str, size: int, row: dict[str, Any]) -> None:
+    pairs = [
+        (row[part][:2] if contender == "echo" or part in PARTS[-2:] else None) for part in PARTS
+    ]
+    pairs.insert(3, row["added"][2:] if contender == "echo" else None)
+    cells = "".join(f"{'':17}" if p is None else f"{p[0]:9.0f} /{p[1]:6.0f}" for p in pairs)
+    print(f"{contender:6}{size:8}{row['rows']:6.0f}{cells}{row['iterations']:12.0f}")
+    times, median, worst = row["refits"]
+    full, longest = row["full_collections"]
+    refits = f"{times} refits of {median:.0f} us, at most {worst:.0f}; " if times else ""
+    print(
+        f"      {refits}garbage collection {row['collected']:.1%} of the time, {full} full ones "
+        f"of {longest:.0f} us at most; added in the first run alone {row['single'][0]:.0f} / "
+        f"{row['single'][1]:.0f}; cores {row['slowdown']:.2f} times as slow as at best",
+        flush=True,
+    )
 
 
 def main() -> int:
@@ -216,20 +180,22 @@ def main() -> int:
     )
     parser.add_argument("--pooled", default="1000,10000,100000")
     parser.add_argument("--window-s", type=float, default=8.0, help="virtual seconds of each run")
-    parser.add_argument("--sharing", choices=("both", "documents", "nothing"), default="both")
+    parser.add_argument("--loads", default=",".join(LOADS), help=", ".join(LOADS))
+    parser.add_argument("--repeats", type=int, default=3, help="equal runs of each")
     parser.add_argument("--contenders", default="echo,stock", help="echo, or echo,stock")
     parser.add_argument("--only", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
-        contender, size, sharing = arguments.only.split(":")
-        print(json.dumps(measure(contender, int(size), sharing == "1", arguments.window_s)))
+        contender, size, name = arguments.only.split(":")
+        print(json.dumps(measure(contender, int(size), LOADS[name], arguments.window_s)))
         return 0
     sizes = [int(size) for size in arguments.pooled.split(",")]
     contenders = arguments.contenders.split(",")
-    kinds = {"both": (True, False), "documents": (True,), "nothing": (False,)}
+    names = arguments.loads.split(",")
+    if not set(names) <= set(LOADS):
+        parser.error(f"--loads {arguments.loads}: known are {', '.join(LOADS)}")
     kept = [
-        report(sizes, sharing, arguments.window_s, contenders)
-        for sharing in kinds[arguments.sharing]
+        report(sizes, name, arguments.window_s, contenders, arguments.repeats) for name in names
     ]
     return 0 if all(kept) else 1
 

@@ -155,11 +155,11 @@ class StepLearning(ClockedScheduler):
     def _follow(self, reqs: list[Req], now_s: float) -> None:
         """Note how far every request of a batch has come."""
         for req in reqs:
-            self._note_progress(req, now_s)
+            # Most rows are offline ones that go on: there is nothing to note of them.
+            if isinstance(req, EchoReq) and (req.progress or req.finished_reason):
+                self._note_progress(req, now_s)
 
-    def _note_progress(self, req: Req, now_s: float) -> None:
-        if not isinstance(req, EchoReq):
-            return
+    def _note_progress(self, req: EchoReq, now_s: float) -> None:
         if req.progress is not None:
             waits = req.progress.first_token_s is None
             req.progress.note(len(req.output_ids), now_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import Req
@@ -17,7 +17,7 @@ class EchoReq(Req):
     """A request that knows its class: `is_offline` for service tier "flex".
 
     `progress` is set for online ones only. `admitted_as` is how an offline one waited before it
-    was admitted last, None before. `end_noted`: its end was counted.
+    was admitted last, None before. `end_noted`: its end was counted. `row_facts`: see `facts_of`.
 
     Source of the base: sglang/srt/managers/schedule_batch.py::Req, built through the
     extension point `Scheduler._create_generation_req`.
@@ -32,6 +32,7 @@ class EchoReq(Req):
         self.cached_tokens_at_arrival = 0
         self.admitted_as: OfflineEntry | None = None
         self.end_noted = False
+        self.row_facts: RowFacts | None = None
 
 
 def is_offline(req: Req) -> bool:
@@ -84,7 +85,12 @@ def can_wait_as_tokens(recv_req: TokenizedGenerateReqInput) -> bool:
 
 
 def can_release(req: Req) -> bool:
-    """True if SGLang can take the KV of a running request away and resume it exactly.
+    """True if the KV of a running request can be taken away now and the request resumed."""
+    return req.finished_reason is None and req.to_finish is None and can_resume(req)
+
+
+def can_resume(req: Req) -> bool:
+    """True if SGLang can resume a request exactly whose KV was taken away.
 
     Retracting input embeddings drops outputs, beam groups cannot be retracted, session
     KV belongs to the session, and returned prompt logprobs or hidden states of the part
@@ -98,6 +104,33 @@ def can_release(req: Req) -> bool:
         and req.grammar is None
         and not req.return_logprob
         and not req.return_hidden_states
-        and not req.finished()
-        and req.to_finish is None
     )
+
+
+class RowFacts(NamedTuple):
+    """What stays the same of a request while it decodes."""
+
+    rid: str
+    prompt_tokens: int
+    max_new_tokens: int
+    ignores_eos: bool
+    is_offline: bool
+    can_resume: bool
+
+
+def facts_of(req: Req) -> RowFacts:
+    """The facts of a request that decodes, found out once: every iteration asks every row."""
+    facts: RowFacts | None = getattr(req, "row_facts", None)
+    if facts is None:
+        params = req.sampling_params
+        facts = RowFacts(
+            rid=req.rid,
+            prompt_tokens=len(req.origin_input_ids),
+            max_new_tokens=params.max_new_tokens,
+            ignores_eos=params.ignore_eos,
+            is_offline=is_offline(req),
+            can_resume=can_resume(req),
+        )
+        if isinstance(req, EchoReq):
+            req.row_facts = facts
+    return facts

@@ -6,16 +6,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
-from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
 from echo_sglang.adapter.demand import running_online
 from echo_sglang.adapter.requests import EchoReq, can_release, is_offline
+from echo_sglang.adapter.running_rows import clipped_new_tokens, running_rows
 from echo_sglang.domain.snapshot import (
     ChunkInProgress,
     MemoryView,
     OfflineCandidate,
-    OfflineRow,
-    OnlineLoad,
+    OfflineRows,
     Snapshot,
     WaitingOnline,
 )
@@ -30,14 +29,15 @@ if TYPE_CHECKING:
 def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s: float) -> Snapshot:
     """Values only: nothing in it changes when the scheduler goes on. O(running rows)."""
     in_flight_s = _in_flight_s(scheduler, now_s)
-    online, offline_rows = _running(scheduler, running_batch, now_s + in_flight_s)
+    running = running_rows(scheduler, running_batch, now_s + in_flight_s)
+    online, offline_rows = running.online, running.offline
     scheduler.reserve.observe(
         now_s,
         online.kv_tokens + _online_chunk_tokens(scheduler),
         lambda: running_online(running_batch),
     )
     waiting = tuple(_waiting_online(scheduler, req, now_s) for req in scheduler.waiting_queue)
-    memory = _memory(scheduler, running_batch, now_s)
+    memory = _memory(scheduler, running_batch, running.growth_tokens, now_s)
     free_slots = _free_slots(scheduler, running_batch)
     if offline_rows and asks_for_memory(waiting, memory, free_slots, scheduler.page_size):
         offline_rows = _with_what_each_holds_alone(scheduler, running_batch, offline_rows)
@@ -63,64 +63,14 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
     )
 
 
-def _running(
-    scheduler: EchoScheduler, batch: ScheduleBatch, in_flight_end_s: float
-) -> tuple[OnlineLoad, tuple[OfflineRow, ...]]:
-    slo = scheduler.echo_settings.slo
-    in_flight = _in_flight_rids(scheduler)
-    rows = kv_tokens = 0
-    deadline_s = gap_s = tpot_s = None
-    offline: list[OfflineRow] = []
-    for req in batch.reqs:
-        if req.finished():
-            continue
-        if is_offline(req):
-            offline.append(_offline_row(req))
-            continue
-        rows += 1
-        kv_tokens += req.seqlen
-        progress = req.progress if isinstance(req, EchoReq) else None
-        if progress is not None:
-            # A row that decodes has its first token, be it noted yet or not.
-            unseen = req.rid in in_flight or progress.first_token_s is None
-            token_s = in_flight_end_s if unseen else None
-            due_s = progress.decode_deadline_s(slo, token_s)
-            late_s = progress.gap_deadline_s(slo, token_s)
-            deadline_s = due_s if deadline_s is None else min(deadline_s, due_s)
-            gap_s = late_s if gap_s is None else min(gap_s, late_s)
-            tpot_s = progress.tpot_slo_s if tpot_s is None else min(tpot_s, progress.tpot_slo_s)
-    load = OnlineLoad(
-        rows=rows,
-        kv_tokens=kv_tokens,
-        earliest_deadline_s=deadline_s,
-        earliest_gap_s=gap_s,
-        tightest_tpot_s=tpot_s,
-    )
-    return load, tuple(offline)
-
-
-def _offline_row(req: Req) -> OfflineRow:
-    produced = len(req.output_ids)
-    return OfflineRow(
-        rid=req.rid,
-        kv_tokens=req.seqlen,
-        private_tokens=max(req.seqlen - req.kv.cache_protected_len, 0),
-        output_tokens=produced,
-        remaining_tokens=max(req.sampling_params.max_new_tokens - produced, 0),
-        releasable=produced > 0 and can_release(req),
-        preemptions=req.retraction_count,
-    )
-
-
 def _with_what_each_holds_alone(
-    scheduler: EchoScheduler, batch: ScheduleBatch, rows: tuple[OfflineRow, ...]
-) -> tuple[OfflineRow, ...]:
+    scheduler: EchoScheduler, batch: ScheduleBatch, rows: OfflineRows
+) -> OfflineRows:
     """Rows that may have to give KV back. A walk up the tree for each, so only then."""
     reqs = {req.rid: req for req in batch.reqs}
-    return tuple(
-        replace(row, private_tokens=row.private_tokens + _held_alone(scheduler, reqs[row.rid]))
-        for row in rows
-    )
+    alone = [_held_alone(scheduler, reqs[rid]) for rid in rows.rids]
+    private = [own + more for own, more in zip(rows.private_tokens, alone, strict=True)]
+    return replace(rows, private_tokens=tuple(private))
 
 
 def _held_alone(scheduler: EchoScheduler, req: Req) -> int:
@@ -142,7 +92,7 @@ def _waiting_online(scheduler: EchoScheduler, req: Req, now_s: float) -> Waiting
         deadline_s=deadline_s,
         extend_tokens=max(total - cached, 1),
         prefix_tokens=max(cached, 0),
-        max_new_tokens=_clipped_new_tokens(req),
+        max_new_tokens=clipped_new_tokens(req),
     )
 
 
@@ -185,17 +135,13 @@ def _candidates(scheduler: EchoScheduler, now_s: float) -> tuple[OfflineCandidat
     )
 
 
-def _memory(scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float) -> MemoryView:
+def _memory(
+    scheduler: EchoScheduler, batch: ScheduleBatch, growth: float, now_s: float
+) -> MemoryView:
     free = scheduler.token_to_kv_pool_allocator.available_size()
-    ratio = scheduler.new_token_ratio_tracker.current
-    growth = sum(
-        _clipped_new_tokens(req) * (1.0 if req.sampling_params.ignore_eos else ratio)
-        for req in batch.reqs
-        if not req.finished()
-    )
     chunk = scheduler.chunked_req
     if chunk is not None:
-        growth += chunk.seqlen - chunk.prefix_len + _clipped_new_tokens(chunk)
+        growth += chunk.seqlen - chunk.prefix_len + clipped_new_tokens(chunk)
     return MemoryView(
         total_tokens=scheduler.max_total_num_tokens,
         available_tokens=free + scheduler.tree_cache.evictable_size(),
@@ -229,27 +175,11 @@ def _victim_hits(scheduler: EchoScheduler, free_tokens: int) -> float:
     return core.victim_hits()
 
 
-def _clipped_new_tokens(req: Req) -> int:
-    left = req.sampling_params.max_new_tokens - len(req.output_ids)
-    return min(max(left, 0), CLIP_MAX_NEW_TOKENS)
-
-
 def _free_slots(scheduler: EchoScheduler, batch: ScheduleBatch) -> int:
     running = len(batch.reqs)
     slots = scheduler.get_num_allocatable_reqs(running, running_batch=batch)
     held = 0 if scheduler.chunked_req is None else 1
     return min(slots, scheduler.max_running_requests - running - held)
-
-
-def _in_flight_rids(scheduler: EchoScheduler) -> frozenset[str]:
-    """Whose next token the device computes at this moment.
-
-    A synchronous device has computed it already; when it is seen is what `delivery_steps` says.
-    """
-    batch = scheduler.last_batch
-    if scheduler.device_is_synchronous or batch is None or scheduler.step_timer.in_flight() is None:
-        return frozenset()
-    return frozenset(req.rid for req in batch.reqs)
 
 
 def _in_flight_s(scheduler: EchoScheduler, now_s: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
@@ -105,7 +105,7 @@ def online_shape(batch: ScheduleBatch) -> BatchShape:
         else:
             rows += 1
             kv_tokens += req.seqlen
-    return replace(shape, decode_rows=rows, decode_kv_tokens=kv_tokens)
+    return shape._replace(decode_rows=rows, decode_kv_tokens=kv_tokens)
 
 
 def batch_shape(batch: ScheduleBatch) -> BatchShape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Regime(StrEnum):
@@ -15,9 +16,9 @@ class Regime(StrEnum):
     MIXED = "mixed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchShape:
-    """Sufficient sums of one batch for step-time estimation.
+class BatchShape(NamedTuple):
+    """Sufficient sums of one batch for step-time estimation. A tuple, since a decision makes
+    dozens of them.
 
     extend_tokens: prompt tokens computed, over all prefilling requests.
     extend_pairs: sum over prefilling requests of chunk * prefix (attention to cached KV).
@@ -51,14 +52,15 @@ class BatchShape:
 
     def with_chunk(self, chunk_tokens: int, prefix_tokens: int) -> BatchShape:
         """This batch plus one request that computes `chunk_tokens` after `prefix_tokens`."""
+        tokens, pairs, square, rows, kv_tokens, prefixes, longest = self
         return BatchShape(
-            extend_tokens=self.extend_tokens + chunk_tokens,
-            extend_pairs=self.extend_pairs + chunk_tokens * prefix_tokens,
-            extend_square=self.extend_square + chunk_tokens * chunk_tokens,
-            decode_rows=self.decode_rows,
-            decode_kv_tokens=self.decode_kv_tokens,
-            extend_prefix_tokens=self.extend_prefix_tokens + prefix_tokens,
-            longest_prefix=max(self.longest_prefix, prefix_tokens),
+            tokens + chunk_tokens,
+            pairs + chunk_tokens * prefix_tokens,
+            square + chunk_tokens * chunk_tokens,
+            rows,
+            kv_tokens,
+            prefixes + prefix_tokens,
+            max(longest, prefix_tokens),
         )
 
 

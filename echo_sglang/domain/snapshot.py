@@ -5,7 +5,9 @@ All times are seconds on one monotonic clock; all sizes are KV tokens.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from echo_sglang.domain.tag import ServiceClass
 
@@ -46,6 +48,55 @@ class OfflineRow:
     releasable: bool = True
     preemptions: int = 0
     urgency: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineRows:
+    """The offline rows that decode now: one column per field of `OfflineRow`, in its order.
+
+    Every iteration takes them down and few look at one: a row is put together when it is asked
+    for, and hundreds of rows in thousands of remembered decisions are a few objects each.
+    """
+
+    rids: tuple[str, ...] = ()
+    kv_tokens: tuple[int, ...] = ()
+    private_tokens: tuple[int, ...] = ()
+    output_tokens: tuple[int, ...] = ()
+    remaining_tokens: tuple[int, ...] = ()
+    releasable: tuple[bool, ...] = ()
+    preemptions: tuple[int, ...] = ()
+    urgencies: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.rids) == len(self.kv_tokens) == len(self.urgencies)
+
+    @classmethod
+    def of(cls, rows: Iterable[OfflineRow]) -> OfflineRows:
+        """These rows, in their order."""
+        names = OfflineRow.__slots__
+        return cls.of_tuples([tuple([getattr(row, name) for name in names]) for row in rows])
+
+    @classmethod
+    def of_tuples(cls, rows: Sequence[tuple[Any, ...]]) -> OfflineRows:
+        """Rows as tuples of the fields of `OfflineRow`, in its order."""
+        columns = zip(*rows, strict=True)
+        return cls(**dict(zip(cls.__slots__, columns, strict=True))) if rows else cls()
+
+    def __len__(self) -> int:
+        return len(self.rids)
+
+    def __iter__(self) -> Iterator[OfflineRow]:
+        names = OfflineRow.__slots__
+        for values in zip(*self._columns(), strict=True):
+            yield OfflineRow(**dict(zip(names, values, strict=True)))
+
+    def without(self, rids: Collection[str]) -> OfflineRows:
+        """All rows but those of these requests."""
+        rows = zip(*self._columns(), strict=True)
+        return self.of_tuples([row for row in rows if row[0] not in rids])
+
+    def _columns(self) -> list[tuple[Any, ...]]:
+        return [getattr(self, name) for name in self.__slots__]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +230,7 @@ class Snapshot:
     in_flight_s: float = 0.0
     delivery_steps: int = 1
     online: OnlineLoad = OnlineLoad()
-    offline_rows: tuple[OfflineRow, ...] = ()
+    offline_rows: OfflineRows = OfflineRows()
     waiting_online: tuple[WaitingOnline, ...] = ()
     chunk: ChunkInProgress | None = None
     candidates: tuple[OfflineCandidate, ...] = ()

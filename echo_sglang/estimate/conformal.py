@@ -9,7 +9,7 @@ wanted share is covered in the long run whatever the errors do. All factors are 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +49,8 @@ class AdaptiveFactor:
         missed = log_ratio > self.log_factor
         moved = self.log_factor + size * (self.coverage if missed else self.coverage - 1.0)
         error = min(abs(log_ratio), MAX_LOG_FACTOR)
-        return replace(
-            self,
+        return AdaptiveFactor(
+            coverage=self.coverage,
             log_factor=min(max(moved, 0.0), MAX_LOG_FACTOR),
             spread=self.spread + _MEMORY * (error - self.spread),
         )

@@ -33,13 +33,13 @@ def features(shape: BatchShape) -> tuple[float, ...]:
 
 def linear_seconds(w: tuple[float, ...], shape: BatchShape) -> float:
     """`features(shape)` times the weights `w`, without building the vector."""
-    rows, kv_tokens, tokens = shape.decode_rows, shape.decode_kv_tokens, shape.extend_tokens
+    tokens, pairs, square, rows, kv_tokens, prefix_tokens, _ = shape
     seconds = w[0] + w[8] * rows + w[10] * kv_tokens
     if rows > ROW_HINGE:
         seconds += w[9] * (rows - ROW_HINGE)
     if tokens:
-        seconds += w[1] + w[2] * tokens + w[6] * shape.extend_pairs
-        seconds += w[7] * shape.extend_square + w[11] * shape.extend_prefix_tokens
+        seconds += w[1] + w[2] * tokens + w[6] * pairs
+        seconds += w[7] * square + w[11] * prefix_tokens
         seconds += w[12] * kv_tokens
         for i, hinge in enumerate(TOKEN_HINGES):
             if tokens > hinge:

@@ -62,7 +62,7 @@ class Hull:
 
         inf for a kind of batch never seen. Never falls when a chunk grows.
         """
-        extend, rows, kv = shape.extend_tokens, shape.decode_rows, shape.decode_kv_tokens
+        extend, pairs, square, rows, kv, prefixes, longest_prefix = shape
         if not extend:
             seen = self.decode
         elif rows:
@@ -71,12 +71,11 @@ class Hull:
             seen = self.extend
         tokens, work, prefix, most_rows, most_kv, row_kv, longest = seen
         # Nearly always inside, and asked dozens of times a decision.
-        pairs = shape.extend_pairs
         if (
             (not rows or (rows <= most_rows and kv <= most_kv and kv <= row_kv * rows))
-            and (not extend or (extend <= tokens and shape.extend_prefix_tokens <= prefix))
-            and shape.longest_prefix <= longest
-            and pairs + 0.5 * shape.extend_square <= work
+            and (not extend or (extend <= tokens and prefixes <= prefix))
+            and longest_prefix <= longest
+            and pairs + 0.5 * square <= work
         ):
             return 0.0
         worst = 0.0

@@ -177,7 +177,8 @@ class CachePolicy(Generic[Node]):
 
     def protected_tokens(self) -> int:
         """Idle online KV that offline work must not evict."""
-        return sum(self.ages.tokens_in(b) for b in range(NUM_BUCKETS) if self.protects(b))
+        held = ((bucket, self.ages.tokens_in(bucket)) for bucket in range(NUM_BUCKETS))
+        return sum(tokens for bucket, tokens in held if tokens and self.protects(bucket))
 
     def protects(self, queue: int) -> bool:
         """True if offline work must leave leaves of this queue alone."""

@@ -159,6 +159,10 @@ class PrefixIndex(Generic[Key]):
                 return
             node = child
 
+    def end(self, key: Key) -> Node[Key]:
+        """The node where a prompt ends. Raises KeyError on an unknown key."""
+        return self._leaf_of[key]
+
     def path(self, key: Key) -> Iterator[Node[Key]]:
         """The nodes from where a prompt ends up to, but without, the root."""
         leaf = self._leaf_of[key]

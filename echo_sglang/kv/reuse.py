@@ -37,7 +37,7 @@ class ReuseByAge:
     half way: whether they would have been hit is unknown.
     """
 
-    __slots__ = ("_entered", "_expected", "_half_life_s", "_hits", "_last_s", "_prior")
+    __slots__ = ("_changed", "_entered", "_expected", "_half_life_s", "_hits", "_last_s", "_prior")
 
     def __init__(self, *, half_life_s: float = 1800.0, prior: Sequence[float] = PRIOR_HITS) -> None:
         assert len(prior) == NUM_BUCKETS and all(0 <= p < 1 for p in prior)
@@ -46,19 +46,23 @@ class ReuseByAge:
         self._entered = [0.0] * NUM_BUCKETS
         self._hits = [0.0] * NUM_BUCKETS
         self._last_s = 0.0
+        self._changed = False
         self._expected = self._learned()
 
     def entered(self, bucket: int, tokens: int, now_s: float) -> None:
         """Idle tokens came into this age."""
         self._forget(now_s)
+        self._changed = True
         self._entered[bucket] += tokens
 
     def hit(self, bucket: int, tokens: int) -> None:
         """An online request used tokens of this age again."""
+        self._changed = True
         self._hits[bucket] += tokens
 
     def evicted(self, bucket: int, tokens: int) -> None:
         """Tokens of this age went before anybody could use them."""
+        self._changed = True
         self._entered[bucket] = max(self._entered[bucket] - 0.5 * tokens, 0.0)
 
     def expected(self, bucket: int) -> float:
@@ -70,7 +74,9 @@ class ReuseByAge:
 
     def relearn(self) -> None:
         """Let what was counted since change what is expected."""
-        self._expected = self._learned()
+        if self._changed:
+            self._expected = self._learned()
+            self._changed = False
 
     def _learned(self) -> tuple[float, ...]:
         unused = 1.0

@@ -35,24 +35,25 @@ class OnlineProgress:
             return first_token_deadline(self.arrival_s, self.ttft_slo_s, slo)
         return next_token_deadline(self.first_token_s, self.tokens, self.tpot_slo_s, slo)
 
-    def decode_deadline_s(self, slo: SloSettings, in_flight_end_s: float | None = None) -> float:
-        """When the token is due that a decode step decided on now computes.
+    def decode_limits_s(
+        self, slo: SloSettings, in_flight_end_s: float | None = None
+    ) -> tuple[float, float]:
+        """When the token is due that a decode step decided on now computes, and when the gap
+        before it gets too long.
 
         in_flight_end_s: when the token before it comes, if that is still on its way; None if
         all tokens computed so far were noted.
         """
+        tpot_s, first_s = self.tpot_slo_s, self.first_token_s
+        longest_gap_s = slo.max_gap_factor * tpot_s
         if in_flight_end_s is None:
-            return self.next_deadline_s(slo)
-        if self.first_token_s is None:
-            return next_token_deadline(in_flight_end_s, 1, self.tpot_slo_s, slo)
-        return next_token_deadline(self.first_token_s, self.tokens + 1, self.tpot_slo_s, slo)
-
-    def gap_deadline_s(self, slo: SloSettings, in_flight_end_s: float | None = None) -> float:
-        """When the gap before that token gets too long; arguments as `decode_deadline_s`."""
-        since_s = in_flight_end_s if in_flight_end_s is not None else self.last_token_s
-        if since_s is None:
-            return math.inf
-        return since_s + slo.max_gap_factor * self.tpot_slo_s
+            last_s = self.last_token_s
+            return self.next_deadline_s(slo), math.inf if last_s is None else last_s + longest_gap_s
+        tokens = self.tokens + 1
+        if first_s is None:
+            first_s, tokens = in_flight_end_s, 1
+        due_s = next_token_deadline(first_s, tokens, tpot_s, slo)
+        return due_s, in_flight_end_s + longest_gap_s
 
     @property
     def ttft_s(self) -> float | None:

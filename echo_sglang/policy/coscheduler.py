@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.plan import PlanKind, PlanOption, Reason, ReleaseCause, StepPlan
-from echo_sglang.domain.snapshot import OfflineRow, Snapshot, WaitingOnline
+from echo_sglang.domain.snapshot import OfflineRow, OfflineRows, Snapshot, WaitingOnline
 from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.admission import Admission
 from echo_sglang.policy.drafts import Drafting
@@ -94,25 +94,28 @@ def _giving_way(
 
 
 def _rows_beside_online(
-    rows: Rows, snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettings
+    rows: OfflineRows, snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettings
 ) -> Rows:
     """Offline rows that online rows cannot afford; all of them while nothing can be predicted."""
     if not model.trained:
-        return tuple(row for row in rows if row.releasable)
-    alone_s = model.upper(decode_shape(snapshot, ()))
+        return _releasable(rows)
+    alone_s = model.upper(decode_shape(snapshot, OfflineRows()))
     floor_s = max(sustainable_step(snapshot, settings.slo), 1.25 * alone_s)
     return rows_for_time(rows, snapshot, model, floor_s)
 
 
-def _rows_beyond_impact(rows: Rows, snapshot: Snapshot, model: StepTimeModel) -> Rows:
+def _rows_beyond_impact(rows: OfflineRows, snapshot: Snapshot, model: StepTimeModel) -> Rows:
     """Offline rows that would slow online requests more than they may; all if none may run."""
-    releasable = tuple(row for row in rows if row.releasable)
     if not model.trained:
-        return releasable if snapshot.online.rows else ()
+        return _releasable(rows) if snapshot.online.rows else ()
     budget_s = impact_budget(snapshot, model)
     if model.upper(decode_shape(snapshot, rows)) <= budget_s:
         return ()
-    return rows_for_time(rows, snapshot, model, budget_s) or releasable
+    return rows_for_time(rows, snapshot, model, budget_s) or _releasable(rows)
+
+
+def _releasable(rows: OfflineRows) -> Rows:
+    return tuple(row for row in rows if row.releasable)
 
 
 def _refused(snapshot: Snapshot, model: StepTimeModel, released: Rows) -> tuple[PlanOption, ...]:
@@ -124,7 +127,7 @@ def _refused(snapshot: Snapshot, model: StepTimeModel, released: Rows) -> tuple[
         kind=PlanKind.KEEP,
         chunk_tokens=0,
         released=0,
-        benefit_tokens=sum(row.urgency for row in rows),
+        benefit_tokens=sum(rows.urgencies),
         seconds=model.upper(decode_shape(snapshot, rows)),
         feasible=False,
     )
@@ -162,8 +165,5 @@ def _online_order(snapshot: Snapshot, model: StepTimeModel) -> tuple[WaitingOnli
     return in_deadline_order(snapshot.waiting_online, snapshot.now_s, prefill_s)
 
 
-def _without(rows: Rows, gone: Rows) -> Rows:
-    if not gone:
-        return rows
-    rids = {row.rid for row in gone}
-    return tuple(row for row in rows if row.rid not in rids)
+def _without(rows: OfflineRows, gone: Rows) -> OfflineRows:
+    return rows.without({row.rid for row in gone}) if gone else rows

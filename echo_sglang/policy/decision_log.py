@@ -27,6 +27,7 @@ from echo_sglang.domain.snapshot import (
     MemoryView,
     OfflineCandidate,
     OfflineRow,
+    OfflineRows,
     OnlineLoad,
     Snapshot,
     WaitingOnline,
@@ -182,8 +183,9 @@ def _header(values: dict[str, Any]) -> tuple[CoschedulerSettings, float | None]:
 
 
 def _record(decision: Decision, fit: int | None) -> dict[str, Any]:
+    rows = decision.snapshot.offline_rows
     return {
-        "snapshot": asdict(decision.snapshot),
+        "snapshot": asdict(decision.snapshot) | {"offline_rows": [asdict(row) for row in rows]},
         "model": model_to_plain(decision.model) | {"fit": fit},
         "plan": asdict(decision.plan),
     }
@@ -209,7 +211,7 @@ def _snapshot(values: dict[str, Any]) -> Snapshot:
         | {
             "memory": MemoryView(**values["memory"]),
             "online": OnlineLoad(**values["online"]),
-            "offline_rows": tuple(OfflineRow(**row) for row in values["offline_rows"]),
+            "offline_rows": OfflineRows.of(OfflineRow(**row) for row in values["offline_rows"]),
             "waiting_online": tuple(WaitingOnline(**w) for w in values["waiting_online"]),
             "candidates": tuple(OfflineCandidate(**c) for c in values["candidates"]),
             "chunk": chunk,

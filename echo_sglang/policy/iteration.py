@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import Snapshot
@@ -19,7 +20,17 @@ Work = Sequence[tuple[int, int]]
 
 def total_tokens(work: Work) -> int:
     """Prompt tokens that `work` still has to compute."""
-    return sum(extend for extend, _ in work)
+    return sum([extend for extend, _ in work])
+
+
+class _Known(NamedTuple):
+    """What was found out of some work: a decision asks the same more than once.
+
+    seconds: by tokens of it. chunks: the largest chunk, by budget.
+    """
+
+    seconds: dict[int, float]
+    chunks: dict[float, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +44,7 @@ class Iteration:
     model: StepTimeModel
     decode: BatchShape
     decode_s: float = field(init=False)
-    _answers: dict[tuple[tuple[tuple[int, int], ...], float], int] = field(
+    _known: dict[tuple[tuple[int, int], ...], _Known] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
 
@@ -46,24 +57,38 @@ class Iteration:
         In a mixed iteration that is one iteration; otherwise the decode step that has to
         follow the prefill counts too.
         """
-        if tokens <= 0:
-            return self.decode_s
-        if self.snapshot.mixed:
-            return self.model.upper(_with_work(self.decode, work, tokens))
-        prefill_s = self.model.upper(_with_work(BatchShape(), work, tokens))
-        return prefill_s + (self.decode_s if self.decode.decode_rows else 0.0)
+        return self._seconds(self._of(work), work, tokens) if tokens > 0 else self.decode_s
+
+    def _seconds(self, known: _Known, work: Work, tokens: int) -> float:
+        found_s = known.seconds.get(tokens)
+        if found_s is None:
+            if self.snapshot.mixed:
+                found_s = self.model.upper(_with_work(self.decode, work, tokens))
+            else:
+                found_s = self.model.upper(_with_work(BatchShape(), work, tokens))
+                found_s += self.decode_s if self.decode.decode_rows else 0.0
+            known.seconds[tokens] = found_s
+        return found_s
 
     def largest_chunk(self, work: Work, budget_s: float) -> int:
         """Most prompt tokens of `work`, in order, whose iteration ends within `budget_s`."""
         high = self.chunk_cap(work)
         if math.isinf(budget_s):
             return high
-        question = (tuple(work), budget_s)
-        if question not in self._answers:  # a decision asks the same more than once
-            self._answers[question] = largest_within(
-                high, lambda tokens: self.seconds(work, tokens), budget_s
+        known = self._of(work)
+        found = known.chunks.get(budget_s)
+        if found is None:
+            found = known.chunks[budget_s] = largest_within(
+                high, lambda tokens: self._seconds(known, work, tokens), budget_s
             )
-        return self._answers[question]
+        return found
+
+    def _of(self, work: Work) -> _Known:
+        key = tuple(work)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = _Known({}, {})
+        return known
 
     def chunk_cap(self, work: Work) -> int:
         """All of `work`, or as much of it as the server prefills at once."""
@@ -83,7 +108,7 @@ class Iteration:
     def is_efficient(self, work: Work, tokens: int, share: float) -> bool:
         """False if a chunk's tokens per added second are below `share` of a full chunk's."""
         full = self.chunk_cap(work)
-        without_s = self.seconds(work, 0)
+        without_s = self.decode_s
         cost_s = (self.seconds(work, tokens) - without_s) / tokens
         full_cost_s = (self.seconds(work, full) - without_s) / full
         return cost_s * share <= full_cost_s
@@ -136,25 +161,17 @@ def largest_within(high: int, seconds: Callable[[int], float], budget_s: float) 
 
 def _with_work(base: BatchShape, work: Work, tokens: int) -> BatchShape:
     """`base` plus the first `tokens` of `work`."""
-    extend_tokens, pairs, square = base.extend_tokens, base.extend_pairs, base.extend_square
-    prefixes, longest = base.extend_prefix_tokens, base.longest_prefix
+    extend_tokens, pairs, square, rows, kv_tokens, prefixes, longest = base
     left = tokens
     for extend, prefix in work:
-        chunk = min(extend, left)
+        chunk = extend if extend < left else left
         if chunk <= 0:
             break
         extend_tokens += chunk
         pairs += chunk * prefix
         square += chunk * chunk
         prefixes += prefix
-        longest = max(longest, prefix)
+        if prefix > longest:
+            longest = prefix
         left -= chunk
-    return BatchShape(
-        extend_tokens=extend_tokens,
-        extend_pairs=pairs,
-        extend_square=square,
-        decode_rows=base.decode_rows,
-        decode_kv_tokens=base.decode_kv_tokens,
-        extend_prefix_tokens=prefixes,
-        longest_prefix=longest,
-    )
+    return BatchShape(extend_tokens, pairs, square, rows, kv_tokens, prefixes, longest)

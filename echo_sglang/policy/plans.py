@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from echo_sglang.domain.plan import ChunkAction, PlanKind, PlanOption
-from echo_sglang.domain.snapshot import OfflineCandidate, OfflineRow, Snapshot, WaitingOnline
+from echo_sglang.domain.snapshot import OfflineCandidate, OfflineRows, Snapshot, WaitingOnline
 from echo_sglang.policy.iteration import Work
 
 
@@ -30,13 +30,13 @@ class Draft:
     offline: tuple[OfflineCandidate, ...] = ()
 
 
-def benefit_tokens(draft: Draft, snapshot: Snapshot, rows: Sequence[OfflineRow]) -> float:
+def benefit_tokens(draft: Draft, snapshot: Snapshot, rows: OfflineRows) -> float:
     """Offline tokens that `draft` advances beside the offline `rows` that decode.
 
     Computed, served from the cache or decoded, each weighed by the urgency of its request; less
     those that it makes somebody compute again, as many times as they are expected to be hit.
     """
-    gained = sum(row.urgency for row in rows)
+    gained = sum(rows.urgencies)
     left = draft.offline_tokens
     chunk = snapshot.chunk
     if chunk is not None and draft.action is ChunkAction.CONTINUE and not chunk.is_online:
@@ -54,7 +54,7 @@ def benefit_tokens(draft: Draft, snapshot: Snapshot, rows: Sequence[OfflineRow])
 
 
 def option_of(
-    draft: Draft, snapshot: Snapshot, rows: Sequence[OfflineRow], released: int, seconds: float
+    draft: Draft, snapshot: Snapshot, rows: OfflineRows, released: int, seconds: float
 ) -> PlanOption:
     """`draft` weighed. seconds: upper bound of its iteration."""
     return PlanOption(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from echo_sglang.domain.batch import BatchShape
-from echo_sglang.domain.snapshot import MemoryView, OfflineRow, Snapshot, WaitingOnline
+from echo_sglang.domain.snapshot import MemoryView, OfflineRow, OfflineRows, Snapshot, WaitingOnline
 from echo_sglang.estimate.step_time import StepTimeModel
 
 RESULT_STEPS = 2
@@ -64,9 +64,11 @@ def asks_for_memory(
     )
 
 
-def rows_for_shortage(rows: tuple[OfflineRow, ...], shortage: Shortage) -> tuple[OfflineRow, ...]:
+def rows_for_shortage(rows: OfflineRows, shortage: Shortage) -> tuple[OfflineRow, ...]:
     """The fewest rows that cover a shortage; those that give back most KV go first, among
     equals those that gave way least often."""
+    if not shortage:
+        return ()
     chosen: list[OfflineRow] = []
     tokens = 0
     by_gain = sorted(rows, key=lambda row: (-_gain_tokens(row), row.preemptions, row.output_tokens))
@@ -79,12 +81,14 @@ def rows_for_shortage(rows: tuple[OfflineRow, ...], shortage: Shortage) -> tuple
     return tuple(chosen)
 
 
-def rows_for_reserve(rows: tuple[OfflineRow, ...], memory: MemoryView) -> tuple[OfflineRow, ...]:
+def rows_for_reserve(rows: OfflineRows, memory: MemoryView) -> tuple[OfflineRow, ...]:
     """The fewest rows that give the burst reserve back: offline work never locks it.
 
     One row always stays: a prompt that is alone may need more than the reserve leaves.
     """
     lacking = memory.reserve_tokens - memory.available_tokens
+    if lacking <= 0:
+        return ()
     chosen: list[OfflineRow] = []
     by_gain = sorted(
         rows, key=lambda row: (-row.private_tokens, row.preemptions, row.output_tokens)
@@ -105,7 +109,7 @@ def covers(rows: tuple[OfflineRow, ...], shortage: Shortage) -> bool:
 
 
 def rows_for_time(
-    rows: tuple[OfflineRow, ...], snapshot: Snapshot, model: StepTimeModel, budget_s: float
+    rows: OfflineRows, snapshot: Snapshot, model: StepTimeModel, budget_s: float
 ) -> tuple[OfflineRow, ...]:
     """The fewest rows whose absence lets a decode step end within `budget_s`.
 
@@ -113,14 +117,16 @@ def rows_for_time(
     least if their KV is evicted. Found in O(log rows) tries. Empty when releasing does not
     help: even online rows alone take longer.
     """
+    everybody = decode_shape(snapshot, rows)
+    if model.upper(everybody) <= budget_s:
+        return ()
     youngest = sorted(
         (row for row in rows if row.releasable),
         key=lambda row: (row.urgency, row.preemptions, row.output_tokens, row.kv_tokens),
     )
-    if not youngest or model.upper(decode_shape(snapshot, rows)) <= budget_s:
+    if not youngest:
         return ()
 
-    everybody = decode_shape(snapshot, rows)
     gone_kv = list(accumulate((row.kv_tokens for row in youngest), initial=0))
 
     def suffices(count: int) -> bool:
@@ -142,11 +148,11 @@ def rows_for_time(
     return tuple(youngest[:enough])
 
 
-def decode_shape(snapshot: Snapshot, offline_rows: tuple[OfflineRow, ...]) -> BatchShape:
+def decode_shape(snapshot: Snapshot, offline_rows: OfflineRows) -> BatchShape:
     """The decode part of an iteration with these offline rows beside the online ones."""
     return BatchShape(
         decode_rows=snapshot.online.rows + len(offline_rows),
-        decode_kv_tokens=snapshot.online.kv_tokens + sum(row.kv_tokens for row in offline_rows),
+        decode_kv_tokens=snapshot.online.kv_tokens + sum(offline_rows.kv_tokens),
     )
 
 

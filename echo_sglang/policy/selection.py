@@ -41,13 +41,21 @@ def select_candidates(
     cached_of = _CachedTokens(probe)
     tokens = 0
     for entry in pool.named(settings.limit, now_s):
-        path = list(pool.index.path(entry.rid))
-        cached = min(cached_of(entry, path[1:]), entry.num_tokens - 1)
-        known = cached + settings.slack_tokens
-        uncached_path = [id(node) for node in path if node.depth > known]
-        if not computing.isdisjoint(uncached_path):
+        end = pool.index.end(entry.rid)
+        if cached_of.waits_like_others(entry, end):
             continue
-        computing.update(uncached_path)
+        shared = _above(end)
+        cached = min(cached_of(entry, shared), entry.num_tokens - 1)
+        known = cached + settings.slack_tokens
+        uncached = [id(node) for node in shared if node.depth > known]
+        if not computing.isdisjoint(uncached):
+            cached_of.note_waiting(end)
+            continue
+        if end.depth > known:
+            if id(end) in computing:
+                continue
+            uncached.append(id(end))
+        computing.update(uncached)
         parked_at = entry.parked_at_step
         extend = entry.num_tokens - cached
         chosen.append(
@@ -76,6 +84,16 @@ def being_computed(
     return {id(node) for node, shared in pool.index.along(prompt) if shared > known}
 
 
+def _above(end: Node[str]) -> list[Node[str]]:
+    """The nodes between where a prompt ends and the root, deepest first."""
+    found = []
+    node = end.parent
+    while node is not None and node.parent is not None:
+        found.append(node)
+        node = node.parent
+    return found
+
+
 class _CachedTokens:
     """Cached tokens of pooled requests within one pass, probed once for those that share.
 
@@ -86,6 +104,7 @@ class _CachedTokens:
     def __init__(self, probe: Callable[[OfflineEntry], int]) -> None:
         self._probe = probe
         self._known: dict[int, int] = {}
+        self._waiting: set[int] = set()
 
     def __call__(self, entry: OfflineEntry, shared: list[Node[str]]) -> int:
         """shared: the prefixes of its prompt, deepest first."""
@@ -97,4 +116,16 @@ class _CachedTokens:
         cached = self._probe(entry)
         for node in shared:
             self._known[id(node)] = min(cached, node.depth)
+        self._waiting.clear()
         return cached
+
+    def note_waiting(self, end: Node[str]) -> None:
+        """A request that ends there waits for a prefix that somebody is about to compute."""
+        self._waiting.add(id(end.parent))
+
+    def waits_like_others(self, entry: OfflineEntry, end: Node[str]) -> bool:
+        """True if a sibling that never ran waits, and nothing was found out since: so does it.
+
+        Of a document being computed all but the first of dozens of questions do.
+        """
+        return entry.parked_at_step is None and id(end.parent) in self._waiting

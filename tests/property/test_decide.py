@@ -13,6 +13,7 @@ from echo_sglang.domain.snapshot import (
     MemoryView,
     OfflineCandidate,
     OfflineRow,
+    OfflineRows,
     OnlineLoad,
     Snapshot,
     WaitingOnline,
@@ -57,7 +58,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             earliest_deadline_s=due_s if rows else None,
             earliest_gap_s=due_s + 0.6 if rows else None,
         ),
-        offline_rows=tuple(
+        offline_rows=OfflineRows.of(
             OfflineRow(
                 rid=f"row{i}",
                 kv_tokens=draw(tokens),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -46,7 +45,7 @@ def test_of_many_prefilling_requests_the_sums_are_kept() -> None:
     assert trace.records[0].extends is None
     # Which of them was the longest is lost: the mean stands for it.
     mean = sums.prefix_tokens // len(many)
-    assert trace.records[0].shape == replace(whole.shape, longest_prefix=mean)
+    assert trace.records[0].shape == whole.shape._replace(longest_prefix=mean)
 
 
 def test_the_offline_share_is_what_the_online_one_leaves() -> None:

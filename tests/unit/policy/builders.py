@@ -8,6 +8,7 @@ from echo_sglang.domain.snapshot import (
     MemoryView,
     OfflineCandidate,
     OfflineRow,
+    OfflineRows,
     OnlineLoad,
     Snapshot,
     WaitingOnline,
@@ -41,7 +42,8 @@ def snapshot(**changes: Any) -> Snapshot:
         "free_slots": 16,
         "memory": memory(),
     }
-    return Snapshot(**fields | changes)
+    rows = OfflineRows.of(changes.pop("offline_rows", ()))
+    return Snapshot(**fields | {"offline_rows": rows} | changes)
 
 
 def memory(available: int = 10_000, growth: int = 0, reserve: int = 1_000) -> MemoryView:

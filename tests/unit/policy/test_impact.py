@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from echo_sglang.domain.plan import Reason, ReleaseCause, StepPlan
-from echo_sglang.domain.snapshot import ImpactRoom
+from echo_sglang.domain.snapshot import ImpactRoom, OfflineRows
 from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.impact import ImpactAccount, ImpactSettings, longest_step
 from echo_sglang.policy.preemption import decode_shape
@@ -132,7 +132,7 @@ def test_beside_online_rows_an_iteration_keeps_to_the_share_though_the_slo_left_
         "candidates": (candidate("z", tokens=900),),
     }
     by_slo = decide(snapshot(**state), MODEL, SETTINGS_OF_DECISIONS)
-    alone_s = MODEL.upper(decode_shape(snapshot(**state), ()))
+    alone_s = MODEL.upper(decode_shape(snapshot(**state), OfflineRows()))
     plan = decided(ImpactRoom(waits_s2=1.0, longer_share=0.5), **state)
     assert by_slo.predicted_s > 1.5 * alone_s
     assert plan.predicted_s <= 1.5 * alone_s

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from echo_sglang.domain.plan import ChunkAction, PlanKind, PlanOption, Reason, ReleaseCause
-from echo_sglang.domain.snapshot import ChunkInProgress, OfflineCandidate
+from echo_sglang.domain.snapshot import ChunkInProgress, OfflineCandidate, OfflineRows
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.plans import Draft, benefit_tokens, best_of
@@ -46,7 +46,7 @@ def test_benefit_is_what_is_decoded_computed_and_served_from_the_cache() -> None
         offline=(cached("a", tokens=40), cached("b", tokens=40)),
     )
     # 3 rows; 40 + 30 computed; 2 * 400 served
-    assert benefit_tokens(draft, snapshot(), [row("r")] * 3) == 3 + 70 + 800
+    assert benefit_tokens(draft, snapshot(), OfflineRows.of([row("r")] * 3)) == 3 + 70 + 800
 
 
 def test_urgent_work_weighs_more() -> None:
@@ -57,7 +57,7 @@ def test_urgent_work_weighs_more() -> None:
         offline_tokens=50,
         offline=(cached("a", tokens=50, urgency=3.0),),
     )
-    rows = [replace(row("r"), urgency=2.0)]
+    rows = OfflineRows.of([replace(row("r"), urgency=2.0)])
     assert benefit_tokens(draft, snapshot(), rows) == 2 + 3 * 450
 
 
@@ -71,9 +71,9 @@ def test_what_others_must_compute_again_is_taken_off_as_often_as_it_is_hit() -> 
     )
     # one free token for the row, 60 for the prompt; 40 tokens evict what 3 requests would hit
     full = replace(memory(), free_tokens=61, victim_hits=3.0)
-    assert benefit_tokens(draft, snapshot(memory=full), [row("r")]) == 101 - 40 * 3
+    assert benefit_tokens(draft, snapshot(memory=full), OfflineRows.of([row("r")])) == 101 - 40 * 3
     roomy = replace(full, free_tokens=200)
-    assert benefit_tokens(draft, snapshot(memory=roomy), [row("r")]) == 101
+    assert benefit_tokens(draft, snapshot(memory=roomy), OfflineRows.of([row("r")])) == 101
 
 
 def test_the_greatest_benefit_per_second_wins() -> None:
@@ -177,7 +177,7 @@ def test_a_new_group_waits_while_it_would_evict_what_others_will_hit() -> None:
     assert plan.reason is Reason.DECODE_FIRST
     assert not plan.runs_prefill
     # with nobody to wait for it goes on all the same
-    assert decide(replace(state, offline_rows=()), MODEL, SETTINGS).runs_prefill
+    assert decide(replace(state, offline_rows=OfflineRows()), MODEL, SETTINGS).runs_prefill
 
 
 def test_the_log_shows_every_plan_considered_with_its_benefit_and_time() -> None:

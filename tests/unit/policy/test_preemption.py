@@ -46,7 +46,7 @@ def test_the_least_urgent_the_least_disturbed_and_the_youngest_give_way_first() 
     state = snapshot(online=online(1, due_in_s=1.0), offline_rows=rows)
     # 10 ms + 5 ms a row: 5 rows take 35 ms
     going = [
-        [r.rid for r in rows_for_time(rows, state, MODEL, budget_s)]
+        [r.rid for r in rows_for_time(state.offline_rows, state, MODEL, budget_s)]
         for budget_s in (0.0301, 0.0251, 0.0201, 0.0151)
     ]
     assert going[0] == ["calm and younger"]

@@ -29,24 +29,24 @@ def test_a_request_that_ran_ahead_owns_slack() -> None:
     ahead.note(4, 11.2)  # three more tokens within 0.2 s
     # the fifth is due at 11.0 + 4 * 0.27
     assert ahead.next_deadline_s(SLO) == pytest.approx(12.08)
-    assert ahead.gap_deadline_s(SLO) == pytest.approx(12.1)
+    assert ahead.decode_limits_s(SLO)[1] == pytest.approx(12.1)
 
 
 def test_the_token_after_the_one_in_flight_is_due_one_tpot_later() -> None:
     running = progress()
     running.note(1, 11.0)
     # noted: the first. The second is on its way until 11.2; the third is due 2 * 0.27 after it.
-    assert running.decode_deadline_s(SLO) == pytest.approx(11.27)
-    assert running.decode_deadline_s(SLO, 11.2) == pytest.approx(11.54)
+    assert running.decode_limits_s(SLO)[0] == pytest.approx(11.27)
+    assert running.decode_limits_s(SLO, 11.2)[0] == pytest.approx(11.54)
     # no gap may exceed 3 * 0.3 s
-    assert running.gap_deadline_s(SLO) == pytest.approx(11.9)
-    assert running.gap_deadline_s(SLO, 11.2) == pytest.approx(12.1)
+    assert running.decode_limits_s(SLO)[1] == pytest.approx(11.9)
+    assert running.decode_limits_s(SLO, 11.2)[1] == pytest.approx(12.1)
 
 
 def test_a_first_token_in_flight_is_counted_from_when_it_comes() -> None:
     fresh = progress()
-    assert fresh.decode_deadline_s(SLO, 10.4) == pytest.approx(10.67)
-    assert fresh.gap_deadline_s(SLO) == math.inf
+    assert fresh.decode_limits_s(SLO, 10.4)[0] == pytest.approx(10.67)
+    assert fresh.decode_limits_s(SLO)[1] == math.inf
 
 
 def test_every_request_is_held_to_its_own_slo() -> None:
