@@ -29,7 +29,7 @@ from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments
 from echo_sglang.policy.attainment import AttainmentWindow
 from echo_sglang.policy.impact import ImpactAccount
-from echo_sglang.policy.impact_room import step_impact
+from echo_sglang.policy.impact_room import expected, step_impact
 from echo_sglang.policy.offline_status import OfflineProspects, prospects_of
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,9 @@ class StepLearning(ClockedScheduler):
         online, step_s = measured.launched.online, measured.step_s
         if self.impact is None or online is None:
             return
-        step = step_impact(measured.launched.shape, online, step_s, self.fitter.model)
+        shape, fitter = measured.launched.shape, self.impact.fitter
+        step = step_impact(shape, online, step_s, expected(self.fitter.model, fitter.times))
+        fitter.observe(shape, step_s)
         ahead = self.enable_overlap and (online.has_extend or online.decode_rows > 0)
         self.impact.step(measured.ended_s, replace(step, decided_ahead=ahead))
 

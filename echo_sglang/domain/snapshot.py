@@ -149,11 +149,14 @@ class ImpactRoom:
     longer_share: how much longer one iteration with online rows may take than without
     offline work, as a share of that. begins: offline rows may join it and prompts be computed;
     otherwise those that decode only go on.
+    times_s: weights of `FineTimes`, which says what iterations without much prefill take;
+    empty if not known.
     """
 
     waits_s2: float = 0.0
     longer_share: float = 0.0
     begins: bool = False
+    times_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

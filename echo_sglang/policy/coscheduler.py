@@ -12,7 +12,7 @@ from echo_sglang.domain.snapshot import OfflineRow, Snapshot, WaitingOnline
 from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.admission import Admission
 from echo_sglang.policy.drafts import Drafting
-from echo_sglang.policy.impact_room import expected, rows_beyond_impact
+from echo_sglang.policy.impact_room import expected, fine_times, rows_beyond_impact
 from echo_sglang.policy.iteration import Iteration
 from echo_sglang.policy.plans import Draft, best_of, option_of
 from echo_sglang.policy.preemption import (
@@ -36,7 +36,7 @@ def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettin
     the SLOs leave, by the plan that advances most offline work per second.
     """
     if snapshot.impact is not None:
-        model = expected(model)
+        model = expected(model, fine_times(snapshot.impact))
     waiting = _online_order(snapshot, model)
     released, cause = _giving_way(snapshot, model, settings)
     kept = _without(snapshot.offline_rows, released)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from echo_sglang.domain.snapshot import ImpactRoom
+from echo_sglang.estimate.fine_times import FineFitter
 
 TPOT_IMPACT_SHARE = 0.4
 """How much later other tokens may come, as a share of how much later first tokens may."""
@@ -98,6 +99,7 @@ class ImpactAccount:
     """Delay that was allowed and delay that was caused.
 
     It begins with nothing: no offline work runs until something was allowed.
+    fitter: learns what iterations take, finely enough to tell what offline work adds.
     """
 
     def __init__(self, settings: ImpactSettings) -> None:
@@ -110,6 +112,7 @@ class ImpactAccount:
         self._recent_waits_s2 = 0.0
         self._ttfts_s: deque[float] = deque(maxlen=NUM_FIRST_TOKENS)
         self._median_ttft_s = 0.0
+        self.fitter = FineFitter()
 
     def step(self, now_s: float, step: StepImpact) -> None:
         """An iteration ended at `now_s`."""
@@ -152,6 +155,7 @@ class ImpactAccount:
             waits_s2=most_s2 if self._in_stretch else 0.0,
             longer_share=settings.step_factor * share if may_stay else 0.0,
             begins=self._tokens_s > 0.0 and self._waits_s2 > 0.0,
+            times_s=() if self.fitter.times is None else self.fitter.times.weights_s,
         )
 
     @property

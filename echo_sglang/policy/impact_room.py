@@ -11,10 +11,11 @@ nothing is cheaper than to come back an iteration later.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import ImpactRoom, OfflineCandidate, OfflineRow, Snapshot
+from echo_sglang.estimate.fine_times import FineTimes
 from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.impact import StepImpact
 from echo_sglang.policy.iteration import Iteration, Work
@@ -27,11 +28,41 @@ CLOSENESS = 1.06
 """The best chunk is searched in steps of this ratio: its worth is flat around it."""
 
 
-def expected(model: StepTimeModel) -> StepTimeModel:
-    """`model` whose upper bounds are its predictions, as long as it has seen such batches."""
-    return replace(
-        model, extend_log_factor=0.0, decode_log_factor=0.0, mixed_log_factor=0.0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedTimes(StepTimeModel):
+    """A model whose upper bounds are its predictions, as long as it has seen such batches; and
+    those are of `fine` for the batches that it knows."""
+
+    fine: FineTimes | None = None
+
+    def predict(self, shape: BatchShape) -> float:
+        """Expected seconds of one iteration; 0.0 while untrained."""
+        if self.fine is not None and self.fine.knows(shape):
+            return self.fine.predict(shape)
+        return StepTimeModel.predict(self, shape)
+
+
+def expected(model: StepTimeModel, fine: FineTimes | None) -> StepTimeModel:
+    """`model` without its margins, and with what is known better. An untrained one stays so."""
+    if not model.trained:
+        return model
+    return ExpectedTimes(
+        weights_s=model.weights_s,
+        fitted=model.fitted,
+        fitted_weight=model.fitted_weight,
+        extend_log_factor=0.0,
+        decode_log_factor=0.0,
+        mixed_log_factor=0.0,
+        largest_extend_tokens=model.largest_extend_tokens,
+        samples=model.samples,
+        hull=model.hull,
+        fine=fine,
     )
+
+
+def fine_times(room: ImpactRoom) -> FineTimes | None:
+    """What the account has learned of iterations without much prefill."""
+    return FineTimes(room.times_s) if room.times_s else None
 
 
 def step_impact(
@@ -40,14 +71,13 @@ def step_impact(
     """What an iteration of `shape` that took `seconds` cost its `online` part.
 
     Its online part alone would have taken the same share of the measured as of the predicted
-    time. Beside an offline chunk that would be a comparison of two kinds of iterations, which
-    the model does not know equally well: there the prediction of the decode step counts.
+    time.
     """
     if not (online.has_extend or online.decode_rows):
         return StepImpact(seconds=seconds)
     online_s = model.predict(online)
     pace = seconds / max(model.predict(shape), 1e-9)
-    alone_s = online_s if online.regime is not shape.regime else online_s * pace
+    alone_s = online_s * pace
     decode_s = alone_s if online.decode_rows else 0.0
     if online.decode_rows and online.has_extend:
         rows = BatchShape(
