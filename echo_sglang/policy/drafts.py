@@ -122,6 +122,8 @@ class Drafting:
         least = min(cap, self._least_tokens)
         if not iteration.model.trained:
             known = max(settings.safe_chunk_tokens, iteration.known_tokens())
+            if iteration.snapshot.impact is not None:
+                known = settings.safe_chunk_tokens
             return 0 if online_rows else min(cap, known)
         if iteration.snapshot.impact is not None:
             return impact_chunk(iteration, work, budget_s, least)

@@ -38,7 +38,8 @@ NUM_FIRST_TOKENS = 101
 class ImpactSettings:
     """ttft, tpot: how much later a token may come, as a share of its time without offline work.
 
-    margin: share of that which is planned with.
+    ttft_margin, tpot_margin: share of that which is planned with. First tokens are few, and an
+    arrival waits for a whole iteration or not at all, so their quantiles stray from the mean.
     tokens_window_s: decode time whose credit is saved up, or owed, at most: short beside an
     answer, so that no answer pays for others.
     waits_window_s: the same of waiting, which is spent in stretches while nobody is online; a
@@ -50,17 +51,19 @@ class ImpactSettings:
 
     ttft: float
     tpot: float
-    margin: float = 0.95
+    ttft_margin: float = 0.8
+    tpot_margin: float = 0.95
     tokens_window_s: float = 1.0
-    waits_window_s: float = 10.0
-    stretch: float = 0.3
+    waits_window_s: float = 30.0
+    stretch: float = 0.2
     memory_s: float = 60.0
     unknown_ttft_s: float = 0.05
-    step_factor: float = 2.0
+    step_factor: float = 1.5
 
     def __post_init__(self) -> None:
         assert self.ttft > 0.0 and self.tpot > 0.0
-        assert 0.0 < self.margin <= 1.0 and 0.0 < self.stretch < 1.0
+        assert 0.0 < self.ttft_margin <= 1.0 and 0.0 < self.tpot_margin <= 1.0
+        assert 0.0 < self.stretch < 1.0
         assert self.tokens_window_s > 0.0 and self.waits_window_s > 0.0 and self.memory_s > 0.0
         assert self.unknown_ttft_s > 0.0 and self.step_factor >= 1.0
 
@@ -120,7 +123,7 @@ class ImpactAccount:
         self._waits_s2 -= step.waits_s2
         self._recent_waits_s2 += step.waits_s2
         settings = self._settings
-        share = settings.margin * settings.tpot
+        share = settings.tpot_margin * settings.tpot
         self._tokens_s += share * step.decode_s - step.longer_s
         self._tokens_s = min(self._tokens_s, share * settings.tokens_window_s)
 
@@ -146,7 +149,7 @@ class ImpactAccount:
         """What may be spent now. Changes the account only by the time that passed."""
         self._advance(now_s)
         settings = self._settings
-        share = settings.margin * settings.tpot
+        share = settings.tpot_margin * settings.tpot
         most_s2 = self._waits_per_s * settings.waits_window_s
         enough_s2 = 0.0 if self._in_stretch else settings.stretch * most_s2
         self._in_stretch = self._waits_s2 > enough_s2
@@ -161,7 +164,7 @@ class ImpactAccount:
     @property
     def _waits_per_s(self) -> float:
         """Seconds squared of waiting that every second allows."""
-        return self._settings.margin * self._settings.ttft * self.ttft_alone_s
+        return self._settings.ttft_margin * self._settings.ttft * self.ttft_alone_s
 
     def _advance(self, now_s: float) -> None:
         if self._now_s is None:

@@ -24,6 +24,10 @@ from echo_sglang.policy.preemption import decode_shape, rows_for_time
 IDLE_FACTOR = 2.0
 """While nobody is online, rows that decode alone take at most so many times what one takes."""
 
+LONE_ROW_FACTOR = 4.0
+"""One row beside online ones may cost so many times what an iteration may: what it costs is not
+divisible, and the account evens it out."""
+
 CLOSENESS = 1.06
 """The best chunk is searched in steps of this ratio: its worth is flat around it."""
 
@@ -109,6 +113,12 @@ def impact_budget(snapshot: Snapshot, model: StepTimeModel) -> float:
     return max(min((2.0 * room.waits_s2) ** 0.5, IDLE_FACTOR * single_s), 1.05 * single_s)
 
 
+def lone_budget(snapshot: Snapshot, model: StepTimeModel) -> float:
+    """Longest decode step that a single offline row beside online ones may make."""
+    share = LONE_ROW_FACTOR * _room(snapshot).longer_share
+    return model.upper(decode_shape(snapshot, ())) * (1.0 + share)
+
+
 def rows_beyond_impact(
     rows: tuple[OfflineRow, ...], snapshot: Snapshot, model: StepTimeModel
 ) -> tuple[OfflineRow, ...]:
@@ -121,7 +131,23 @@ def rows_beyond_impact(
         return releasable
     if model.upper(decode_shape(snapshot, rows)) <= budget_s:
         return ()
-    return rows_for_time(rows, snapshot, model, budget_s) or releasable
+    beyond = rows_for_time(rows, snapshot, model, budget_s) or releasable
+    if snapshot.online.rows and len(beyond) == len(rows):
+        return _all_but_one(releasable, snapshot, model)
+    return beyond
+
+
+def _all_but_one(
+    rows: tuple[OfflineRow, ...], snapshot: Snapshot, model: StepTimeModel
+) -> tuple[OfflineRow, ...]:
+    """All of them if even one alone takes too long; else all but the one that is nearest its
+    end among the most urgent."""
+    by_value = sorted(rows, key=lambda row: (-row.urgency, row.remaining_tokens))
+    if not by_value or model.upper(decode_shape(snapshot, (by_value[0],))) > lone_budget(
+        snapshot, model
+    ):
+        return rows
+    return tuple(by_value[1:])
 
 
 def row_room(iteration: Iteration, candidates: Sequence[OfflineCandidate], slots: int) -> int:
@@ -143,7 +169,9 @@ def row_room(iteration: Iteration, candidates: Sequence[OfflineCandidate], slots
         rows += 1
         kv_tokens += candidate.prefix_tokens + candidate.extend_tokens
         grown = BatchShape(decode_rows=rows, decode_kv_tokens=kv_tokens)
-        if model.upper(grown) > budget_s or (snapshot.online.rows and model.extrapolates(grown)):
+        lone = snapshot.online.rows and rows == snapshot.online.rows + 1
+        limit_s = lone_budget(snapshot, model) if lone else budget_s
+        if model.upper(grown) > limit_s or (snapshot.online.rows and model.extrapolates(grown)):
             break
         room += 1
     return room
