@@ -15,7 +15,9 @@ from echo_sglang.domain.batch import BatchShape
 from echo_sglang.estimate.live_fit import LiveFit
 
 MAX_TOKENS = 512
-TOKEN_HINGES = (32, 64, 96, 128, 192, 256)
+TOKEN_HINGES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
+"""Of all tokens of an iteration with prefill, those of decode rows too."""
+
 ROW_HINGE = 8
 NUM_FEATURES = 9 + len(TOKEN_HINGES)
 
@@ -41,7 +43,9 @@ class FineTimes:
             seconds += w[2] * (rows - ROW_HINGE)
         if tokens:
             seconds += w[4] + w[5] * shape.decode_kv_tokens + w[7] * shape.extend_prefix_tokens
-            seconds += w[6] * (shape.extend_pairs + 0.5 * shape.extend_square) + w[8] * tokens
+            seconds += w[6] * (shape.extend_pairs + 0.5 * shape.extend_square)
+            tokens += rows
+            seconds += w[8] * tokens
             for i, hinge in enumerate(TOKEN_HINGES):
                 if tokens <= hinge:
                     break
@@ -62,8 +66,8 @@ def fine_features(shape: BatchShape) -> tuple[float, ...]:
         kv_tokens if tokens else 0.0,
         shape.extend_pairs + 0.5 * shape.extend_square,
         float(shape.extend_prefix_tokens),
-        float(tokens),
-        *(float(max(tokens - hinge, 0)) for hinge in TOKEN_HINGES),
+        float(tokens + rows) if tokens else 0.0,
+        *(float(max(tokens + rows - hinge, 0)) if tokens else 0.0 for hinge in TOKEN_HINGES),
     )
 
 

@@ -51,7 +51,7 @@ class ImpactSettings:
 
     ttft: float
     tpot: float
-    ttft_margin: float = 0.8
+    ttft_margin: float = 0.9
     tpot_margin: float = 0.95
     tokens_window_s: float = 1.0
     waits_window_s: float = 30.0
