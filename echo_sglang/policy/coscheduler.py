@@ -12,7 +12,12 @@ from echo_sglang.domain.snapshot import OfflineRow, Snapshot, WaitingOnline
 from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.admission import Admission
 from echo_sglang.policy.drafts import Drafting
-from echo_sglang.policy.impact_room import expected, fine_times, rows_beyond_impact
+from echo_sglang.policy.impact_room import (
+    expected,
+    fine_times,
+    rows_beyond_impact,
+    serves_online_prompt,
+)
 from echo_sglang.policy.iteration import Iteration
 from echo_sglang.policy.plans import Draft, best_of, option_of
 from echo_sglang.policy.preemption import (
@@ -35,7 +40,7 @@ def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettin
     online requests lack KV, slots or time, the fewest that suffice. Offline prompts fill what
     the SLOs leave, by the plan that advances most offline work per second.
     """
-    if snapshot.impact is not None:
+    if snapshot.impact is not None and not serves_online_prompt(snapshot):
         model = expected(model, fine_times(snapshot.impact))
     waiting = _online_order(snapshot, model)
     released, cause = _giving_way(snapshot, model, settings)

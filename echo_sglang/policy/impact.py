@@ -51,8 +51,8 @@ class ImpactSettings:
 
     ttft: float
     tpot: float
-    ttft_margin: float = 0.9
-    tpot_margin: float = 0.95
+    ttft_margin: float = 0.95
+    tpot_margin: float = 0.93
     tokens_window_s: float = 1.0
     waits_window_s: float = 30.0
     stretch: float = 0.2
@@ -146,7 +146,8 @@ class ImpactAccount:
         return max(self._median_ttft_s - self.expected_wait_s, 0.0)
 
     def room(self, now_s: float) -> ImpactRoom:
-        """What may be spent now. Changes the account only by the time that passed."""
+        """What may be spent now. Changes the account by the time that passed, and by whether a
+        stretch begins or ends."""
         self._advance(now_s)
         settings = self._settings
         share = settings.tpot_margin * settings.tpot

@@ -28,8 +28,8 @@ LONE_ROW_FACTOR = 4.0
 """One row beside online ones may cost so many times what an iteration may: what it costs is not
 divisible, and the account evens it out."""
 
-CLOSENESS = 1.06
-"""The best chunk is searched in steps of this ratio: its worth is flat around it."""
+CLOSENESS = 0.05
+"""The best chunk is found to this share of its size: its worth is flat around it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +186,7 @@ def impact_chunk(iteration: Iteration, work: Work, budget_s: float, least: int) 
     if snapshot.online.rows:
         tokens = iteration.known_chunk(work, tokens)
     else:
-        tokens = _thriftiest(iteration, work, tokens)
+        tokens = max(thriftiest_chunk(iteration, work, tokens), min(least, tokens))
     return tokens if tokens >= least else 0
 
 
@@ -197,7 +197,7 @@ def _may_begin(snapshot: Snapshot) -> bool:
     return room.begins if snapshot.online.rows else room.waits_s2 > 0.0
 
 
-def _thriftiest(iteration: Iteration, work: Work, most: int) -> int:
+def thriftiest_chunk(iteration: Iteration, work: Work, most: int) -> int:
     """The chunk of at most `most` tokens with most offline tokens per square of the time.
 
     Tokens over the square rise and then fall: time grows at least in proportion.
@@ -207,16 +207,16 @@ def _thriftiest(iteration: Iteration, work: Work, most: int) -> int:
     def worth(tokens: int) -> float:
         return (rows + tokens) / max(iteration.seconds(work, tokens), 1e-9) ** 2
 
-    low, high = 1, most
-    while high > CLOSENESS * low + 1:
+    low, high = min(1, most), most
+    while high - low > max(2, CLOSENESS * low):
         third = (high / low) ** (1.0 / 3.0)
-        left = max(round(low * third), low + 1)
-        right = max(round(low * third * third), left + 1)
+        left = min(max(round(low * third), low + 1), high - 2)
+        right = min(max(round(low * third * third), left + 1), high - 1)
         if worth(left) < worth(right):
             low = left
         else:
             high = right
-    return high
+    return max(range(low, high + 1), key=worth) if high - low <= 2 else high
 
 
 def _room(snapshot: Snapshot) -> ImpactRoom:
