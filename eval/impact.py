@@ -154,7 +154,11 @@ def compared(
     for name in ("ttft", "tpot"):
         for q in (50, 99):
             alone, bounded = (
-                float(np.percentile(np.concatenate([runs[m, rate, s][f"{name}s_s"] for s in seeds]), q))
+                float(
+                    np.percentile(
+                        np.concatenate([runs[m, rate, s][f"{name}s_s"] for s in seeds]), q
+                    )
+                )
                 for m in (ALONE, BOUNDED)
             )
             row[f"{name}_p{q}_ms"] = 1e3 * alone
@@ -209,7 +213,9 @@ def verdict(table: pd.DataFrame, percent: float) -> dict[str, bool]:
         if row["rate"] >= 1.0:
             claims[f"{at}at least 0.80 of the bound"] = row["of_bound"] >= 0.8
         else:
-            claims[f"{at}at least 0.35 of the unrestricted harvest"] = row["of_unrestricted"] >= 0.35
+            claims[f"{at}at least 0.35 of the unrestricted harvest"] = (
+                row["of_unrestricted"] >= 0.35
+            )
     return claims
 
 
@@ -218,7 +224,9 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser("impact", help="harvest within x % of online alone, emulated")
     command.add_argument("--device", default=DEVICE, help="(%(default)s)")
     command.add_argument("--percent", type=float, default=5.0, help="(%(default)s)")
-    command.add_argument("--rates", default="2:120,0.2:300", help="PER_S:WINDOW_S,... (%(default)s)")
+    command.add_argument(
+        "--rates", default="2:120,0.2:300", help="PER_S:WINDOW_S,... (%(default)s)"
+    )
     command.add_argument("--seeds", default="1,2,3", help="comma-separated (%(default)s)")
     command.add_argument("--documents", type=int, default=900, help="10 questions each")
     command.add_argument("--kv-tokens", type=int, default=400_000, help="(%(default)s)")

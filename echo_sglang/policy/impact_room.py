@@ -10,6 +10,7 @@ nothing is cheaper than to come back an iteration later.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,9 +85,7 @@ def step_impact(
     alone_s = online_s * pace
     decode_s = alone_s if online.decode_rows else 0.0
     if online.decode_rows and online.has_extend:
-        rows = BatchShape(
-            decode_rows=online.decode_rows, decode_kv_tokens=online.decode_kv_tokens
-        )
+        rows = BatchShape(decode_rows=online.decode_rows, decode_kv_tokens=online.decode_kv_tokens)
         decode_s = model.predict(rows)
     return StepImpact(
         seconds=seconds, alone_s=min(alone_s, seconds), decode_s=min(decode_s, seconds)
@@ -110,7 +109,7 @@ def impact_budget(snapshot: Snapshot, model: StepTimeModel) -> float:
         return 0.0
     single_s = model.upper(BatchShape(decode_rows=1, decode_kv_tokens=1))
     # One iteration never takes all that is ever saved, unless not even one row fits into it.
-    return max(min((2.0 * room.waits_s2) ** 0.5, IDLE_FACTOR * single_s), 1.05 * single_s)
+    return max(min(math.sqrt(2.0 * room.waits_s2), IDLE_FACTOR * single_s), 1.05 * single_s)
 
 
 def lone_budget(snapshot: Snapshot, model: StepTimeModel) -> float:
