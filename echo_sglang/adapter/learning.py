@@ -135,7 +135,8 @@ class StepLearning(ClockedScheduler):
         shape, fitter = measured.launched.shape, self.impact.fitter
         step = step_impact(shape, online, step_s, expected(self.fitter.model, fitter.times))
         fitter.observe(shape, step_s)
-        ahead = self.enable_overlap and (online.has_extend or online.decode_rows > 0)
+        runs_ahead = self.enable_overlap and not self.device_is_synchronous
+        ahead = runs_ahead and (online.has_extend or online.decode_rows > 0)
         self.impact.step(measured.ended_s, replace(step, decided_ahead=ahead))
 
     def _observe(self, shape: BatchShape, seconds: float) -> None:
