@@ -9,6 +9,7 @@ the harvest stands the computed bound of what the impact leaves (`impact_bound.p
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -101,19 +102,7 @@ def measure(values: dict[str, Any]) -> Run:
 
 def run(plan: Plan, execute: Callable[..., Iterable[Run]] = run_apart) -> pd.DataFrame:
     """Run everything, write the result folder, return a row for each rate: all seeds."""
-    keys = [
-        (mode, rate, window_s, seed)
-        for rate, window_s in plan.rates
-        for seed in plan.seeds
-        for mode in MODES
-    ]
-    runs: dict[tuple[str, float, int], Run] = {}
-    specs = [plan.spec(*key).to_json() for key in keys]
-    for (mode, rate, _, seed), found in zip(
-        keys, execute(measure, specs, jobs=plan.jobs), strict=True
-    ):
-        runs[mode, rate, seed] = found
-        print(f"[{len(runs)}/{len(keys)}] {mode} {rate:g}/s seed {seed}", flush=True)
+    runs = _measured(plan, execute)
     each = [
         {"rate": rate, "seeds": str(seed)} | compared(plan, rate, window_s, runs, (seed,))
         for rate, window_s in plan.rates
@@ -126,13 +115,10 @@ def run(plan: Plan, execute: Callable[..., Iterable[Run]] = run_apart) -> pd.Dat
     table = pd.DataFrame([*each, *every])
     plan.results.mkdir(parents=True, exist_ok=True)
     table.to_csv(plan.results / "impact.csv", index=False)
-    source = collect_provenance(
-        model_path=Path(plan.device), pythons={"emulator": sys.executable}
-    ) | {"hardware": f"emulated {plan.device}", "seeds": list(plan.seeds)}
     write_json(
         plan.results / "impact.json",
         {
-            "provenance": source,
+            "provenance": _provenance(plan),
             "percent": plan.percent,
             "bounds": {f"{rate:g}": asdict(_bound(plan, rate, w, runs)) for rate, w in plan.rates},
             "rows": table.to_dict(orient="records"),
@@ -140,6 +126,41 @@ def run(plan: Plan, execute: Callable[..., Iterable[Run]] = run_apart) -> pd.Dat
         },
     )
     return table
+
+
+def _measured(
+    plan: Plan, execute: Callable[..., Iterable[Run]]
+) -> dict[tuple[str, float, int], Run]:
+    """Every run, by mode, rate and seed. Those that are done are kept and not run again, as
+    long as the same spec was run by the same commit."""
+    commit = _provenance(plan)["commit"]
+    specs = {
+        (mode, rate, seed): plan.spec(mode, rate, window_s, seed)
+        for rate, window_s in plan.rates
+        for seed in plan.seeds
+        for mode in MODES
+    }
+    paths = {
+        key: plan.results / "runs" / f"{key[0]}.{key[1]:g}.{key[2]}.{spec.digest}.json"
+        for key, spec in specs.items()
+    }
+    kept = {
+        key: json.loads(path.read_text("utf-8")) for key, path in paths.items() if path.is_file()
+    }
+    runs = {key: run for key, run in kept.items() if run["commit"] == commit}
+    missing = [key for key in specs if key not in runs]
+    found = execute(measure, [specs[key].to_json() for key in missing], jobs=plan.jobs)
+    for key, run in zip(missing, found, strict=True):
+        runs[key] = run | {"commit": commit}
+        write_json(paths[key], runs[key])
+        mode, rate, seed = key
+        print(f"[{len(runs)}/{len(specs)}] {mode} {rate:g}/s seed {seed}", flush=True)
+    return runs
+
+
+def _provenance(plan: Plan) -> dict[str, Any]:
+    found = collect_provenance(model_path=Path(plan.device), pythons={"emulator": sys.executable})
+    return found | {"hardware": f"emulated {plan.device}", "seeds": list(plan.seeds)}
 
 
 def compared(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,18 @@ def test_rates_that_cannot_be_are_refused_with_the_form_wanted(text: str) -> Non
 def test_an_impact_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match="0"):
         Plan(results=tmp_path, percent=0.0)
+
+
+def test_what_was_measured_is_not_run_again_and_gives_the_same_table(tmp_path: Path) -> None:
+    plan = Plan(results=tmp_path, rates=((0.2, 60.0),), seeds=(1,))
+    asked: list[int] = []
+
+    def counting(function: Any, specs: Any, *, jobs: int) -> Iterator[dict[str, Any]]:
+        asked.append(len(specs))
+        return fake(function, specs, jobs=jobs)
+
+    first, again = run(plan, counting), run(plan, counting)
+    wider = run(replace(plan, seeds=(1, 2)), counting)
+    assert asked == [3, 0, 3]
+    assert first.equals(again)
+    assert len(wider) == 3
