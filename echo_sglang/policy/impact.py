@@ -52,7 +52,7 @@ class ImpactSettings:
     ttft: float
     tpot: float
     ttft_margin: float = 0.95
-    tpot_margin: float = 0.93
+    tpot_margin: float = 0.95
     tokens_window_s: float = 1.0
     waits_window_s: float = 30.0
     stretch: float = 0.2
