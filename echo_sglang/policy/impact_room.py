@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import ImpactRoom, OfflineCandidate, OfflineRow, Snapshot
@@ -51,18 +51,9 @@ def expected(model: StepTimeModel, fine: FineTimes | None) -> StepTimeModel:
     """`model` without its margins, and with what is known better. An untrained one stays so."""
     if not model.trained:
         return model
-    return ExpectedTimes(
-        weights_s=model.weights_s,
-        fitted=model.fitted,
-        fitted_weight=model.fitted_weight,
-        extend_log_factor=0.0,
-        decode_log_factor=0.0,
-        mixed_log_factor=0.0,
-        largest_extend_tokens=model.largest_extend_tokens,
-        samples=model.samples,
-        hull=model.hull,
-        fine=fine,
-    )
+    known = {f.name: getattr(model, f.name) for f in fields(StepTimeModel) if f.init}
+    sure = dict.fromkeys(("extend_log_factor", "decode_log_factor", "mixed_log_factor"), 0.0)
+    return ExpectedTimes(**known | sure, fine=fine)
 
 
 def fine_times(room: ImpactRoom) -> FineTimes | None:
