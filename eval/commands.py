@@ -16,6 +16,7 @@ from eval import (
     bench_sim,
     emulated,
     foundation,
+    impact,
     kv_cache,
     kv_demand,
     live_step_times,
@@ -39,6 +40,7 @@ def add_commands(commands: Any) -> None:
     _add_emulated(commands)
     _add_step_time(commands)
     kv_demand.add_command(commands)
+    impact.add_command(commands)
     kv_cache.add_command(commands)
     live_step_times.add_command(commands)
     validation.add_command(commands)

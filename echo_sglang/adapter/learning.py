@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
@@ -28,6 +29,7 @@ from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments
 from echo_sglang.policy.attainment import AttainmentWindow
 from echo_sglang.policy.impact import ImpactAccount
+from echo_sglang.policy.impact_room import expected, step_impact
 from echo_sglang.policy.offline_status import OfflineProspects, prospects_of
 
 logger = logging.getLogger(__name__)
@@ -125,17 +127,17 @@ class StepLearning(ClockedScheduler):
             self._late_work.warn(prospects)
 
     def _note_impact(self, measured: MeasuredStep) -> None:
-        """What this iteration would have taken without offline work is the same share of its
-        measured as of its predicted time."""
+        """Charge the account with what the iteration took longer than its online part would
+        have taken."""
         online, step_s = measured.launched.online, measured.step_s
         if self.impact is None or online is None:
             return
-        alone_s = 0.0
-        if online.has_extend or online.decode_rows:
-            model = self.fitter.model
-            predicted_s = model.predict(measured.launched.shape)
-            alone_s = step_s * min(model.predict(online) / max(predicted_s, 1e-9), 1.0)
-        self.impact.step(measured.ended_s, step_s, alone_s)
+        shape, fitter = measured.launched.shape, self.impact.fitter
+        step = step_impact(shape, online, step_s, expected(self.fitter.model, fitter.times))
+        fitter.observe(shape, step_s)
+        runs_ahead = self.enable_overlap and not self.device_is_synchronous
+        ahead = runs_ahead and (online.has_extend or online.decode_rows > 0)
+        self.impact.step(measured.ended_s, replace(step, decided_ahead=ahead))
 
     def _observe(self, shape: BatchShape, seconds: float) -> None:
         """Teach the model. One that fails is replaced by one that knows nothing: safe mode."""

@@ -38,6 +38,7 @@ from echo_sglang.adapter.redaction import redact
 from echo_sglang.adapter.release import release_chunk, release_rows
 from echo_sglang.adapter.requests import can_release, is_offline
 from echo_sglang.adapter.routes import DUMP_KEY
+from echo_sglang.adapter.short_pipeline import ShortPipeline
 from echo_sglang.adapter.snapshots import take_snapshot
 from echo_sglang.adapter.status import build_status
 from echo_sglang.adapter.step_timer import StepTimer
@@ -61,7 +62,7 @@ from echo_sglang.policy.slack import SloSettings
 from echo_sglang.sim.environment import EMULATE_ENV
 
 
-class EchoScheduler(OfflineReturn, StepLearning):
+class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
     """Co-schedules online and offline requests. Subclass it as one subclasses SGLang's.
 
     Override `echo_clock` to run it on another clock; `echo_config` to configure it
@@ -211,7 +212,9 @@ class EchoScheduler(OfflineReturn, StepLearning):
 
     def _park_rows(self, reqs: list[Req], now_s: float) -> None:
         for req in reqs:
-            rest = rest_steps(req.retraction_count, self.echo_settings.min_parked_steps)
+            rest = RESULT_STEPS  # the account decides when they come back
+            if self.impact is None:
+                rest = rest_steps(req.retraction_count, self.echo_settings.min_parked_steps)
             self._park(req, now_s, rest)
 
     def _park(self, req: Req, now_s: float, rest: int) -> None:

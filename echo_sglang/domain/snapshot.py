@@ -195,14 +195,19 @@ class MemoryView:
 class ImpactRoom:
     """What offline work may still cost online requests; nothing by default.
 
-    waits_s2: half the square of an iteration's length, in seconds squared: what requests that
-    arrive while it runs will wait for it in all.
-    longer_share: how much longer one iteration with online requests may take than without
-    offline work, as a share of that.
+    waits_s2: most that one iteration may cost while nobody is online, as half the square of its
+    length: what requests that arrive while it runs will wait for it in all.
+    longer_share: how much longer one iteration with online rows may take than without
+    offline work, as a share of that. begins: offline rows may join it and prompts be computed;
+    otherwise those that decode only go on.
+    times_s: weights of `FineTimes`, which says what iterations without much prefill take;
+    empty if not known.
     """
 
     waits_s2: float = 0.0
     longer_share: float = 0.0
+    begins: bool = False
+    times_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

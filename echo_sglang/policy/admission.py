@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import OfflineCandidate
-from echo_sglang.policy.impact import impact_budget
+from echo_sglang.policy.impact_room import row_room as impact_row_room
 from echo_sglang.policy.iteration import Iteration, largest
 from echo_sglang.policy.preemption import RESULT_STEPS
 from echo_sglang.policy.settings import CoschedulerSettings
@@ -59,10 +59,9 @@ class Admission:
         slots = snapshot.free_slots - len(snapshot.waiting_online)
         if not model.trained:
             return min(slots, 1)
-        if snapshot.impact is None:
-            limit_s, cost = self.settings.decode_share * self.settings.slo.tpot_slo_s, model.predict
-        else:
-            limit_s, cost = impact_budget(snapshot, model), model.upper
+        if snapshot.impact is not None:
+            return impact_row_room(self.iteration, snapshot.candidates, slots)
+        limit_s = self.settings.decode_share * self.settings.slo.tpot_slo_s
         rows = decode.decode_rows
         mean_kv = decode.decode_kv_tokens // rows if rows else 0
         guarded = snapshot.online.rows > 0
@@ -74,10 +73,10 @@ class Admission:
             )
             if guarded and model.extrapolates(grown):
                 return False
-            return cost(grown) <= limit_s
+            return model.predict(grown) <= limit_s
 
         room = largest(min(slots, len(snapshot.candidates)), fits)
-        alone = rows == 0 and slots > 0 and snapshot.impact is None
+        alone = rows == 0 and slots > 0
         return max(room, 1 if alone else 0)
 
     def memory_room(self) -> int:

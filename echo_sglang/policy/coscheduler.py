@@ -12,7 +12,12 @@ from echo_sglang.domain.snapshot import OfflineRow, OfflineRows, Snapshot, Waiti
 from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.admission import Admission
 from echo_sglang.policy.drafts import Drafting
-from echo_sglang.policy.impact import impact_budget
+from echo_sglang.policy.impact_room import (
+    expected,
+    fine_times,
+    rows_beyond_impact,
+    serves_online_prompt,
+)
 from echo_sglang.policy.iteration import Iteration
 from echo_sglang.policy.plans import Draft, best_of, option_of
 from echo_sglang.policy.preemption import (
@@ -35,6 +40,8 @@ def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettin
     online requests lack KV, slots or time, the fewest that suffice. Offline prompts fill what
     the SLOs leave, by the plan that advances most offline work per second.
     """
+    if snapshot.impact is not None and not serves_online_prompt(snapshot):
+        model = expected(model, fine_times(snapshot.impact))
     waiting = _online_order(snapshot, model)
     released, cause = _giving_way(snapshot, model, settings)
     kept = _without(snapshot.offline_rows, released)
@@ -81,7 +88,7 @@ def _giving_way(
         cause = ReleaseCause.RESERVE
         released = rows_for_reserve(rows, snapshot.memory)
     if snapshot.impact is not None:
-        costly = _rows_beyond_impact(_without(rows, released), snapshot, model)
+        costly = rows_beyond_impact(_without(rows, released), snapshot, model)
         if costly and not released:
             cause = ReleaseCause.IMPACT
         released += costly
@@ -98,24 +105,10 @@ def _rows_beside_online(
 ) -> Rows:
     """Offline rows that online rows cannot afford; all of them while nothing can be predicted."""
     if not model.trained:
-        return _releasable(rows)
+        return tuple(row for row in rows if row.releasable)
     alone_s = model.upper(decode_shape(snapshot, OfflineRows()))
     floor_s = max(sustainable_step(snapshot, settings.slo), 1.25 * alone_s)
     return rows_for_time(rows, snapshot, model, floor_s)
-
-
-def _rows_beyond_impact(rows: OfflineRows, snapshot: Snapshot, model: StepTimeModel) -> Rows:
-    """Offline rows that would slow online requests more than they may; all if none may run."""
-    if not model.trained:
-        return _releasable(rows) if snapshot.online.rows else ()
-    budget_s = impact_budget(snapshot, model)
-    if model.upper(decode_shape(snapshot, rows)) <= budget_s:
-        return ()
-    return rows_for_time(rows, snapshot, model, budget_s) or _releasable(rows)
-
-
-def _releasable(rows: OfflineRows) -> Rows:
-    return tuple(row for row in rows if row.releasable)
 
 
 def _refused(snapshot: Snapshot, model: StepTimeModel, released: Rows) -> tuple[PlanOption, ...]:

@@ -215,9 +215,13 @@ def _snapshot(values: dict[str, Any]) -> Snapshot:
             "waiting_online": tuple(WaitingOnline(**w) for w in values["waiting_online"]),
             "candidates": tuple(OfflineCandidate(**c) for c in values["candidates"]),
             "chunk": chunk,
-            "impact": None if impact is None else ImpactRoom(**impact),
+            "impact": None if impact is None else _impact_room(impact),
         }
     )
+
+
+def _impact_room(values: dict[str, Any]) -> ImpactRoom:
+    return ImpactRoom(**values | {"times_s": tuple(values.get("times_s", ()))})
 
 
 def _plan(values: dict[str, Any]) -> StepPlan:

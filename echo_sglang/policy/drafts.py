@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from echo_sglang.domain.plan import ChunkAction, PlanKind
 from echo_sglang.domain.snapshot import ChunkInProgress, OfflineCandidate, OfflineRow, WaitingOnline
 from echo_sglang.policy.admission import Admission
-from echo_sglang.policy.impact import impact_budget
+from echo_sglang.policy.impact_room import impact_budget, impact_chunk
 from echo_sglang.policy.iteration import Iteration, Work, total_tokens
 from echo_sglang.policy.plans import Draft
 from echo_sglang.policy.preemption import covers, online_shortage
@@ -122,9 +122,13 @@ class Drafting:
         least = min(cap, self._least_tokens)
         if not iteration.model.trained:
             known = max(settings.safe_chunk_tokens, iteration.known_tokens())
+            if iteration.snapshot.impact is not None:
+                known = settings.safe_chunk_tokens
             return 0 if online_rows else min(cap, known)
+        if iteration.snapshot.impact is not None:
+            return impact_chunk(iteration, work, budget_s, least)
         tokens = min(iteration.largest_chunk(work, budget_s), iteration.known_tokens())
-        if not online_rows and iteration.snapshot.impact is None:
+        if not online_rows:
             # Nobody is delayed now, and a model that is wrong is corrected only by running.
             return max(tokens, least)
         if online_rows:
@@ -169,6 +173,7 @@ class Drafting:
             online=waiting,
         )
         alone = own or tokens < total_tokens(work) or not self.iteration.model.trained
+        alone = alone or self.iteration.snapshot.impact is not None
         if alone or action in (ChunkAction.PARK, ChunkAction.RELEASE):
             return [online]
         candidates = self._candidates()
@@ -189,8 +194,6 @@ class Drafting:
             (w.deadline_s - snapshot.now_s for w in online.online), default=math.inf
         )
         budget_s = min(self._offline_budget(), first_token_s)
-        if snapshot.impact is not None:
-            budget_s = impact_budget(snapshot, self.iteration.model, online.work)
         work = [*online.work, *_work_of(candidates)]
         known = max(self.iteration.known_tokens(), online.tokens)
         tokens = min(self.iteration.largest_chunk(work, budget_s), known)

@@ -137,10 +137,16 @@ class Emulation:
         """Virtual time is the only time."""
         return self.emulator.clock.now_s
 
+    def wait_for_device(self, result: EmulatedResult) -> None:
+        """The host waits for one iteration."""
+        self.emulator.clock.wait_until(result.end_s)
+
     # --------------------------------------------------------------- the loop
 
     def ingest_requests(self, stop_at_pause: bool = False) -> list[Any]:
         """Take in what has arrived by now; begin to close when the window is over."""
+        if hasattr(self, "let_offline_iteration_end"):
+            self.let_offline_iteration_end()
         emulator = self.emulator
         due: list[Any] = []
         now_s = emulator.clock.elapsed_s

@@ -28,6 +28,7 @@ SETUPS = {
     "stock, mixed, no overlap": replace(SMALL, priority=True, mixed=True, overlap=False),
     "stock, estimator": replace(SMALL, priority=True, mixed=True, bound_s=0.03),
     "echo": replace(SMALL, echo=ECHO, mixed=True),
+    "echo, bounded by impact": replace(SMALL, echo=replace(ECHO, impact_percent=20.0), mixed=True),
     "echo, separate, no overlap": replace(SMALL, echo=ECHO, overlap=False),
 }
 WINDOW_S = 8.0

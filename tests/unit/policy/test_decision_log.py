@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from echo_sglang.domain.snapshot import ChunkInProgress
+from echo_sglang.domain.snapshot import ChunkInProgress, ImpactRoom
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.errors import TraceError
+from echo_sglang.estimate.fine_times import NUM_FEATURES
 from echo_sglang.estimate.step_time import StepTimeFitter, StepTimeModel
 from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.decision_log import Decision, DecisionLog, read_decisions
@@ -38,6 +39,21 @@ def test_a_dumped_log_replays_to_the_same_plans() -> None:
     assert settings == SETTINGS
     assert len(decisions) == 4
     assert all(decision.replays(settings) for decision in decisions)
+
+
+def test_a_decision_within_an_impact_replays_with_the_times_it_was_made_on() -> None:
+    # 10 ms an iteration and 4 ms a decode row, told apart from what the model says.
+    times_s = (0.010, 0.004, *(0.0,) * (NUM_FEATURES - 2))
+    room = ImpactRoom(waits_s2=1.0, longer_share=0.3, begins=True, times_s=times_s)
+    state = snapshot(impact=room, online=online(2, due_in_s=9.0), offline_rows=(row("r"),))
+    log = DecisionLog(size=2)
+    log.append(Decision(state, MODEL, decide(state, MODEL, SETTINGS)))
+    settings, (decision,) = read_decisions(log.lines(SETTINGS))
+    assert decision.snapshot == state
+    assert decision.replays(settings)
+    # 10 + 3 * 4 ms within 1.3 times 10 + 2 * 4.
+    assert decision.plan.predicted_s == pytest.approx(0.022)
+    assert decision.plan.budget_s == pytest.approx(1.3 * 0.018)
 
 
 def log_of_a_profiled_server() -> tuple[DecisionLog, list[StepTimeModel]]:
