@@ -149,6 +149,13 @@ class OfflineQueue:
         if isinstance(req, EchoReq):
             req.admitted_as = entry
 
+    def urgency_of_running(self, req: Req, now_s: float) -> float:
+        """What a token of an admitted request is worth beside one without a deadline."""
+        entry = req.admitted_as if isinstance(req, EchoReq) else None
+        if entry is None or entry.deadline_s is None:
+            return 1.0
+        return self.pool.urgency_of_running(entry, _may_still_produce(req), now_s)
+
     def ended(self, req: EchoReq) -> None:
         """A request that was admitted is done or aborted."""
         if req.admitted_as is not None:

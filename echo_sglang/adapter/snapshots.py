@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s: float) -> Snapshot:
     """Values only: nothing in it changes when the scheduler goes on. O(running rows)."""
     in_flight_s = _in_flight_s(scheduler, now_s)
-    online, offline_rows = _running(scheduler, running_batch, now_s + in_flight_s)
+    online, offline_rows = _running(scheduler, running_batch, now_s, now_s + in_flight_s)
     scheduler.reserve.observe(
         now_s,
         online.kv_tokens + _online_chunk_tokens(scheduler),
@@ -54,7 +54,7 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
         online=online,
         offline_rows=offline_rows,
         waiting_online=waiting,
-        chunk=_chunk(scheduler),
+        chunk=_chunk(scheduler, now_s),
         candidates=_candidates(scheduler, now_s),
         pooled=len(scheduler.offline_queue),
         typical_burst_tokens=scheduler.bursts.tokens,
@@ -64,7 +64,7 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
 
 
 def _running(
-    scheduler: EchoScheduler, batch: ScheduleBatch, in_flight_end_s: float
+    scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float, in_flight_end_s: float
 ) -> tuple[OnlineLoad, tuple[OfflineRow, ...]]:
     slo = scheduler.echo_settings.slo
     in_flight = _in_flight_rids(scheduler)
@@ -75,7 +75,7 @@ def _running(
         if req.finished():
             continue
         if is_offline(req):
-            offline.append(_offline_row(req))
+            offline.append(_offline_row(req, scheduler.offline_queue.urgency_of_running(req, now_s)))
             continue
         rows += 1
         kv_tokens += req.seqlen
@@ -99,7 +99,7 @@ def _running(
     return load, tuple(offline)
 
 
-def _offline_row(req: Req) -> OfflineRow:
+def _offline_row(req: Req, urgency: float) -> OfflineRow:
     produced = len(req.output_ids)
     return OfflineRow(
         rid=req.rid,
@@ -109,6 +109,7 @@ def _offline_row(req: Req) -> OfflineRow:
         remaining_tokens=max(req.sampling_params.max_new_tokens - produced, 0),
         releasable=produced > 0 and can_release(req),
         preemptions=req.retraction_count,
+        urgency=urgency,
     )
 
 
@@ -146,7 +147,7 @@ def _waiting_online(scheduler: EchoScheduler, req: Req, now_s: float) -> Waiting
     )
 
 
-def _chunk(scheduler: EchoScheduler) -> ChunkInProgress | None:
+def _chunk(scheduler: EchoScheduler, now_s: float) -> ChunkInProgress | None:
     req = scheduler.chunked_req
     if req is None:
         return None
@@ -162,6 +163,7 @@ def _chunk(scheduler: EchoScheduler) -> ChunkInProgress | None:
         else progress.next_deadline_s(scheduler.echo_settings.slo),
         releasable=offline and can_release(req),
         parked_steps=scheduler.chunk_parked_steps,
+        urgency=scheduler.offline_queue.urgency_of_running(req, now_s) if offline else 1.0,
     )
 
 

@@ -65,11 +65,14 @@ def asks_for_memory(
 
 
 def rows_for_shortage(rows: tuple[OfflineRow, ...], shortage: Shortage) -> tuple[OfflineRow, ...]:
-    """The fewest rows that cover a shortage; those that give back most KV go first, among
-    equals those that gave way least often."""
+    """The fewest rows that cover a shortage, a more urgent one counting as many as its urgency:
+    those that give back most KV for it go first, among equals those that gave way least often."""
     chosen: list[OfflineRow] = []
     tokens = 0
-    by_gain = sorted(rows, key=lambda row: (-_gain_tokens(row), row.preemptions, row.output_tokens))
+    by_gain = sorted(
+        rows,
+        key=lambda row: (-_gain_tokens(row) / row.urgency, row.preemptions, row.output_tokens),
+    )
     for row in by_gain:
         if tokens >= shortage.tokens and len(chosen) >= shortage.slots:
             break
@@ -80,14 +83,16 @@ def rows_for_shortage(rows: tuple[OfflineRow, ...], shortage: Shortage) -> tuple
 
 
 def rows_for_reserve(rows: tuple[OfflineRow, ...], memory: MemoryView) -> tuple[OfflineRow, ...]:
-    """The fewest rows that give the burst reserve back: offline work never locks it.
+    """The fewest rows that give the burst reserve back: offline work never locks it. As for a
+    shortage, a more urgent row counts as many as its urgency.
 
     One row always stays: a prompt that is alone may need more than the reserve leaves.
     """
     lacking = memory.reserve_tokens - memory.available_tokens
     chosen: list[OfflineRow] = []
     by_gain = sorted(
-        rows, key=lambda row: (-row.private_tokens, row.preemptions, row.output_tokens)
+        rows,
+        key=lambda row: (-row.private_tokens / row.urgency, row.preemptions, row.output_tokens),
     )
     for row in by_gain:
         if lacking <= 0 or len(chosen) + 1 >= len(rows):
