@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -101,6 +102,8 @@ class OfflineQueue:
         deadline_s: float | None = None,
         parked_at_step: int | None = None,
         rest_steps: int = 0,
+        left_available_tokens: int = 0,
+        left_budget_s: float = math.inf,
     ) -> None:
         """Take in a built request: one that ran and gave way, or one that had to be built."""
         before = req.admitted_as if isinstance(req, EchoReq) else None
@@ -118,6 +121,8 @@ class OfflineQueue:
             job=tag.job or NO_JOB,
             weight=tag.weight,
             rest_steps=rest_steps,
+            left_available_tokens=left_available_tokens,
+            left_budget_s=left_budget_s,
         )
         self._add(entry, tokens, _Waiting(None, req), 0)
 

@@ -75,7 +75,9 @@ def _running(
         if req.finished():
             continue
         if is_offline(req):
-            offline.append(_offline_row(req, scheduler.offline_queue.urgency_of_running(req, now_s)))
+            offline.append(
+                _offline_row(req, scheduler.offline_queue.urgency_of_running(req, now_s))
+            )
             continue
         rows += 1
         kv_tokens += req.seqlen
@@ -200,7 +202,7 @@ def _memory(scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float) -> Mem
         growth += chunk.seqlen - chunk.prefix_len + _clipped_new_tokens(chunk)
     return MemoryView(
         total_tokens=scheduler.max_total_num_tokens,
-        available_tokens=free + scheduler.tree_cache.evictable_size(),
+        available_tokens=available_tokens(scheduler),
         growth_tokens=int(growth) + scheduler.page_size * len(batch.reqs),
         reserve_tokens=scheduler.reserve.reserve_tokens(now_s),
         denied_tokens=scheduler.online_denied_tokens,
@@ -208,6 +210,12 @@ def _memory(scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float) -> Mem
         free_tokens=free,
         victim_hits=_victim_hits(scheduler, free - len(batch.reqs)),
     )
+
+
+def available_tokens(scheduler: EchoScheduler) -> int:
+    """KV tokens free, or cached and evictable."""
+    free = scheduler.token_to_kv_pool_allocator.available_size()
+    return int(free + scheduler.tree_cache.evictable_size())
 
 
 def _online_chunk_tokens(scheduler: EchoScheduler) -> int:

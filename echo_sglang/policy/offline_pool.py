@@ -71,9 +71,7 @@ class OfflinePool:
         if entry.deadline_s is None:
             return 1.0
         due = Due(entry.deadline_s, entry.arrival_s)
-        return self.deadlines.urgency_of_running(
-            due, now_s, self.pace, output_tokens=output_tokens
-        )
+        return self.deadlines.urgency_of_running(due, now_s, self.pace, output_tokens=output_tokens)
 
     def outlook(self, now_s: float) -> tuple[Outlook, ...]:
         """What is predicted of the work with deadlines, earliest first."""
