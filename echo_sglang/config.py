@@ -58,7 +58,7 @@ class EchoConfig:
         "--echo-slo-margin",
         0.85,
         "share of each SLO that is planned with, above 0 and at most 1; the rest absorbs "
-        "tokenization, HTTP and detokenization",
+        "tokenization, HTTP and detokenization (of the TPOT never more than three tokens' time)",
     )
     impact_percent: float = _option(
         "--echo-impact-percent",

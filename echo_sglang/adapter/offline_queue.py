@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -101,6 +102,8 @@ class OfflineQueue:
         deadline_s: float | None = None,
         parked_at_step: int | None = None,
         rest_steps: int = 0,
+        left_available_tokens: int = 0,
+        left_budget_s: float = math.inf,
     ) -> None:
         """Take in a built request: one that ran and gave way, or one that had to be built."""
         before = req.admitted_as if isinstance(req, EchoReq) else None
@@ -118,6 +121,8 @@ class OfflineQueue:
             job=tag.job or NO_JOB,
             weight=tag.weight,
             rest_steps=rest_steps,
+            left_available_tokens=left_available_tokens,
+            left_budget_s=left_budget_s,
         )
         self._add(entry, tokens, _Waiting(None, req), 0)
 
@@ -148,6 +153,13 @@ class OfflineQueue:
         req = self._forget(rid, tokens).req
         if isinstance(req, EchoReq):
             req.admitted_as = entry
+
+    def urgency_of_running(self, req: Req, now_s: float) -> float:
+        """What a token of an admitted request is worth beside one without a deadline."""
+        entry = req.admitted_as if isinstance(req, EchoReq) else None
+        if entry is None or entry.deadline_s is None:
+            return 1.0
+        return self.pool.urgency_of_running(entry, _may_still_produce(req), now_s)
 
     def ended(self, req: EchoReq) -> None:
         """A request that was admitted is done or aborted."""

@@ -28,10 +28,11 @@ class RunningRows(NamedTuple):
 
 
 def running_rows(
-    scheduler: EchoScheduler, batch: ScheduleBatch, in_flight_end_s: float
+    scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float, in_flight_end_s: float
 ) -> RunningRows:
     """What decodes now. in_flight_end_s: when the tokens that the device computes are there."""
     ratio = scheduler.new_token_ratio_tracker.current
+    urgency_of = scheduler.offline_queue.urgency_of_running
     online: list[Req] = []
     offline: list[tuple[str, int, int, int, int, bool, int, float]] = []
     growth = 0.0
@@ -50,10 +51,12 @@ def running_rows(
         kv_tokens = facts.prompt_tokens + produced
         own = kv_tokens - req.kv.cache_protected_len
         can_go = produced > 0 and facts.can_resume and req.to_finish is None
+        entry = getattr(req, "admitted_as", None)
+        has_deadline = entry is not None and entry.deadline_s is not None
         # In the order of the columns of OfflineRows.
         offline.append(
             (facts.rid, kv_tokens, own if own > 0 else 0, produced, left if left > 0 else 0,
-             can_go, req.retraction_count, 1.0)
+             can_go, req.retraction_count, urgency_of(req, now_s) if has_deadline else 1.0)
         )  # fmt: skip
     return RunningRows(
         online=_online_load(scheduler, online, in_flight_end_s),

@@ -9,6 +9,7 @@ merged) takes the snapshot, decides (on the first rank; the others are told) and
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -39,7 +40,7 @@ from echo_sglang.adapter.release import release_chunk, release_rows
 from echo_sglang.adapter.requests import can_release, is_offline
 from echo_sglang.adapter.routes import DUMP_KEY
 from echo_sglang.adapter.short_pipeline import ShortPipeline
-from echo_sglang.adapter.snapshots import take_snapshot
+from echo_sglang.adapter.snapshots import available_tokens, take_snapshot
 from echo_sglang.adapter.status import build_status
 from echo_sglang.adapter.step_timer import StepTimer
 from echo_sglang.adapter.step_tracer import make_step_tracer
@@ -201,8 +202,9 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
 
     def _release(self, plan: StepPlan, running_batch: ScheduleBatch, now_s: float) -> None:
         if plan.release:
+            available = available_tokens(self)
             released = release_rows(running_batch, self.tree_cache, frozenset(plan.release))
-            self._park_rows(released, now_s)
+            self._park_rows(released, now_s, available, plan.budget_s)
             self._count("rows_released", len(released))
         if plan.chunk_action is ChunkAction.RELEASE:
             chunk, self.chunked_req = self.chunked_req, None
@@ -210,20 +212,27 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
             self._park(chunk, now_s, RESULT_STEPS)
             self._count("chunks_released", 1)
 
-    def _park_rows(self, reqs: list[Req], now_s: float) -> None:
+    def _park_rows(
+        self, reqs: list[Req], now_s: float, available: int = 0, budget_s: float = math.inf
+    ) -> None:
+        """available, budget_s: what was left when they gave way; inf lets nobody back early."""
         for req in reqs:
             rest = RESULT_STEPS  # the account decides when they come back
             if self.impact is None:
                 rest = rest_steps(req.retraction_count, self.echo_settings.min_parked_steps)
-            self._park(req, now_s, rest)
+            self._park(req, now_s, rest, available, budget_s)
 
-    def _park(self, req: Req, now_s: float, rest: int) -> None:
+    def _park(
+        self, req: Req, now_s: float, rest: int, available: int = 0, budget_s: float = math.inf
+    ) -> None:
         self.offline_queue.add_req(
             req,
             now_s=now_s,
             deadline_s=self._deadline_s(req.tag, now_s),
             parked_at_step=self.echo_step,
             rest_steps=rest,
+            left_available_tokens=available,
+            left_budget_s=budget_s,
         )
 
     # --------------------------------------------------------------- applying
@@ -279,9 +288,15 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
             rows = [r for r in batch.reqs if is_offline(r) and can_release(r) and r.output_ids]
             if not rows or len(batch.reqs) == 1:
                 break
-            largest = max(rows, key=lambda r: r.seqlen - r.kv.cache_protected_len)
+            now_s, queue = self.echo_clock(), self.offline_queue
+            largest = max(
+                rows,
+                key=lambda r: (
+                    (r.seqlen - r.kv.cache_protected_len) / queue.urgency_of_running(r, now_s)
+                ),
+            )
             released = release_rows(batch, self.tree_cache, frozenset([largest.rid]))
-            self._park_rows(released, self.echo_clock())
+            self._park_rows(released, now_s)
             self._count("rows_released_for_decode_memory", len(released))
         return super().update_running_batch(batch)
 

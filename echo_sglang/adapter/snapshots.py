@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s: float) -> Snapshot:
     """Values only: nothing in it changes when the scheduler goes on. O(running rows)."""
     in_flight_s = _in_flight_s(scheduler, now_s)
-    running = running_rows(scheduler, running_batch, now_s + in_flight_s)
+    running = running_rows(scheduler, running_batch, now_s, now_s + in_flight_s)
     online, offline_rows = running.online, running.offline
     scheduler.reserve.observe(
         now_s,
@@ -54,7 +54,7 @@ def take_snapshot(scheduler: EchoScheduler, running_batch: ScheduleBatch, now_s:
         online=online,
         offline_rows=offline_rows,
         waiting_online=waiting,
-        chunk=_chunk(scheduler),
+        chunk=_chunk(scheduler, now_s),
         candidates=_candidates(scheduler, now_s),
         pooled=len(scheduler.offline_queue),
         typical_burst_tokens=scheduler.bursts.tokens,
@@ -96,7 +96,7 @@ def _waiting_online(scheduler: EchoScheduler, req: Req, now_s: float) -> Waiting
     )
 
 
-def _chunk(scheduler: EchoScheduler) -> ChunkInProgress | None:
+def _chunk(scheduler: EchoScheduler, now_s: float) -> ChunkInProgress | None:
     req = scheduler.chunked_req
     if req is None:
         return None
@@ -112,6 +112,7 @@ def _chunk(scheduler: EchoScheduler) -> ChunkInProgress | None:
         else progress.next_deadline_s(scheduler.echo_settings.slo),
         releasable=offline and can_release(req),
         parked_steps=scheduler.chunk_parked_steps,
+        urgency=scheduler.offline_queue.urgency_of_running(req, now_s) if offline else 1.0,
     )
 
 
@@ -144,7 +145,7 @@ def _memory(
         growth += chunk.seqlen - chunk.prefix_len + clipped_new_tokens(chunk)
     return MemoryView(
         total_tokens=scheduler.max_total_num_tokens,
-        available_tokens=free + scheduler.tree_cache.evictable_size(),
+        available_tokens=available_tokens(scheduler),
         growth_tokens=int(growth) + scheduler.page_size * len(batch.reqs),
         reserve_tokens=scheduler.reserve.reserve_tokens(now_s),
         denied_tokens=scheduler.online_denied_tokens,
@@ -152,6 +153,12 @@ def _memory(
         free_tokens=free,
         victim_hits=_victim_hits(scheduler, free - len(batch.reqs)),
     )
+
+
+def available_tokens(scheduler: EchoScheduler) -> int:
+    """KV tokens free, or cached and evictable."""
+    free = scheduler.token_to_kv_pool_allocator.available_size()
+    return int(free + scheduler.tree_cache.evictable_size())
 
 
 def _online_chunk_tokens(scheduler: EchoScheduler) -> int:

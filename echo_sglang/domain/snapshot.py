@@ -5,6 +5,7 @@ All times are seconds on one monotonic clock; all sizes are KV tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +140,8 @@ class OfflineCandidate:
 
     extend_tokens: tokens still to compute after `prefix_tokens` served from the cache.
     steps_parked: iterations since it was released, None if it never ran.
-    rest_steps: how many of them it stays away at least.
+    rest_steps: how many of them it stays away, unless KV and time clearly grew since: available
+    to offline work were `left_available_tokens` and `left_budget_s` when it gave way.
     urgency: what one token of it is worth beside one of work without a deadline: 1.0, and more
     the less time is left (`policy/deadlines.py`).
     """
@@ -151,6 +153,8 @@ class OfflineCandidate:
     steps_parked: int | None = None
     rest_steps: int = 0
     urgency: float = 1.0
+    left_available_tokens: int = 0
+    left_budget_s: float = math.inf
 
     def __post_init__(self) -> None:
         assert self.urgency >= 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from echo_sglang.domain.batch import BatchShape
@@ -19,8 +20,8 @@ class Admission:
     iteration: Iteration
     settings: CoschedulerSettings
 
-    def admissible(self) -> tuple[OfflineCandidate, ...]:
-        """Candidates that may be admitted, in their order.
+    def admissible(self, budget_s: float) -> tuple[OfflineCandidate, ...]:
+        """Candidates that may be admitted, in their order. budget_s: time offline work has now.
 
         While a half-done prompt that gave way comes back in a moment, nobody begins another
         that is mostly uncached: it would take the only place of a cut prompt and leave the
@@ -37,7 +38,7 @@ class Admission:
         for candidate in snapshot.candidates:
             if len(chosen) >= rows_left:
                 break
-            if candidate.rests:
+            if candidate.rests and not self._grew_for(candidate, budget_s):
                 about_to_resume = about_to_resume or candidate.rest_steps <= RESULT_STEPS
                 continue
             if about_to_resume and not candidate.is_cached:
@@ -48,6 +49,19 @@ class Admission:
             tokens_left -= need
             chosen.append(candidate)
         return tuple(chosen)
+
+    def _grew_for(self, candidate: OfflineCandidate, budget_s: float) -> bool:
+        """True if a request may end its rest: clearly more KV and time than when it gave way.
+
+        The KV it gave back itself does not count: as much again as it needs must have come free.
+        Time is at least twice what it was, and enough for twice the rows that decode.
+        """
+        if candidate.steps_parked is None or candidate.steps_parked < RESULT_STEPS:
+            return False
+        need = candidate.prefix_tokens + candidate.extend_tokens + candidate.max_new_tokens
+        grown = self.iteration.snapshot.memory.available_tokens - candidate.left_available_tokens
+        enough_s = 2.0 * max(candidate.left_budget_s, self.iteration.decode_s)
+        return grown >= 2 * need and candidate.left_budget_s < math.inf and budget_s >= enough_s
 
     def row_room(self) -> int:
         """Offline rows that may join before decoding everybody takes too long."""

@@ -145,7 +145,7 @@ def _offline_reason(drafts: list[Draft], best: int, admission: Admission) -> Rea
         return Reason.SAFE_MODE
     if snapshot.impact is not None:
         return Reason.NO_IMPACT
-    if snapshot.chunk is not None or admission.admissible():
+    if snapshot.chunk is not None or admission.admissible(drafts[best].budget_s):
         return Reason.NO_SLACK
     return Reason.NO_SLOT if admission.row_room() <= 0 else Reason.NO_MEMORY
 

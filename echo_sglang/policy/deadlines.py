@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sortedcontainers import SortedDict, SortedList
 
@@ -92,6 +92,13 @@ class OfflinePace:
     def output_share(self) -> float:
         """What answers take of what they are allowed; all of it until some have ended."""
         return min(self._produced / self._allowed, 1.0) if self._allowed else 1.0
+
+
+class Due(NamedTuple):
+    """When an answer is wanted, and when that became known, which rounds it."""
+
+    deadline_s: float
+    noted_s: float
 
 
 @dataclass(slots=True, eq=False)
@@ -196,6 +203,27 @@ class Deadlines:
         """The outlook of the class that a deadline belongs to, None if there is none."""
         return next((o for o in self.outlook(now_s, pace) if o.due_s == due_s), None)
 
+    def urgency_of_running(
+        self, due: Due, now_s: float, pace: OfflinePace, *, output_tokens: int
+    ) -> float:
+        """What a token is worth of a request that runs, with so many tokens still to produce.
+
+        As much as one of those that wait with it and are due when it is; at least what its own
+        answer leaves of the time.
+        """
+        left_s = due.deadline_s - now_s
+        if left_s <= 0.0:
+            return 1.0
+        need_s = 0.0
+        if pace.work_per_s is not None:
+            need_s = output_tokens * pace.output_share * pace.step_s
+        own = 1.0 if left_s <= need_s else _urgency(left_s - need_s, self._guard_s(need_s))
+        waiting = self._classes.get(_rounded_down(due.deadline_s, due.noted_s))
+        return own if waiting is None else max(own, waiting.urgency)
+
+    def _guard_s(self, need_s: float) -> float:
+        return max(self._settings.guard_s, self._settings.guard_share * need_s)
+
     def _predict(self, now_s: float, pace: OfflinePace) -> Iterator[Outlook]:
         rate = pace.work_per_s
         before = 0.0
@@ -219,7 +247,7 @@ class Deadlines:
         self, found: DeadlineClass, now_s: float, need_s: float, missing: float, hopeless: bool
     ) -> Outlook:
         laxity_s = found.due_s - now_s - need_s
-        guard_s = max(self._settings.guard_s, self._settings.guard_share * need_s)
+        guard_s = self._guard_s(need_s)
         found.urgency = 1.0 if hopeless else _urgency(laxity_s, guard_s)
         return Outlook(
             due_s=found.due_s,

@@ -149,7 +149,7 @@ class Drafting:
         return min(decode_budget(iteration.snapshot), guard_s)
 
     def _candidates(self) -> tuple[OfflineCandidate, ...]:
-        return () if self.released else self.admission.admissible()
+        return () if self.released else self.admission.admissible(self._offline_budget())
 
     def _may_sit_out(self, chunk: ChunkInProgress) -> bool:
         return chunk.parked_steps < self.settings.max_chunk_parked_steps

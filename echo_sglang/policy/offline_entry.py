@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,7 +16,8 @@ class OfflineEntry:
 
     num_tokens: of its prompt, or of prompt and output so far if it ran before.
     deadline_s: on the scheduler's clock, or None. parked_at_step: iteration in which it
-    was released, None if it never ran; it stays away for `rest_steps`. job, weight: whose share
+    was released, None if it never ran; it stays away for `rest_steps`, or until more is left than
+    `left_available_tokens` and `left_budget_s`, see `OfflineCandidate`. job, weight: whose share
     it takes, and what the request says that share weighs.
     """
 
@@ -26,6 +28,8 @@ class OfflineEntry:
     deadline_s: float | None = None
     parked_at_step: int | None = None
     rest_steps: int = 0
+    left_available_tokens: int = 0
+    left_budget_s: float = math.inf
     job: str = NO_JOB
     weight: float | None = None
 

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator
 
 from echo_sglang.kv.prefix_index import Node, PrefixIndex
-from echo_sglang.policy.deadlines import Deadlines, OfflinePace, Outlook
+from echo_sglang.policy.deadlines import Deadlines, Due, OfflinePace, Outlook
 from echo_sglang.policy.jobs import OUTPUT_COST, FairShares
 from echo_sglang.policy.offline_entry import OfflineEntry, PoolSettings, WaitingRequest
 from echo_sglang.policy.offline_order import WARM_TOKENS, OfflineOrder
@@ -64,6 +64,14 @@ class OfflinePool:
         """What a token of a waiting request is worth beside one without a deadline, 1 or more."""
         due = self._waiting[rid].due
         return 1.0 if due is None else due.urgency
+
+    def urgency_of_running(self, entry: OfflineEntry, output_tokens: int, now_s: float) -> float:
+        """As `urgency`, of a request that was admitted as `entry` and may still produce so many
+        tokens; 1 without a deadline."""
+        if entry.deadline_s is None:
+            return 1.0
+        due = Due(entry.deadline_s, entry.arrival_s)
+        return self.deadlines.urgency_of_running(due, now_s, self.pace, output_tokens=output_tokens)
 
     def outlook(self, now_s: float) -> tuple[Outlook, ...]:
         """What is predicted of the work with deadlines, earliest first."""

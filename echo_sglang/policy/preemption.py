@@ -65,13 +65,16 @@ def asks_for_memory(
 
 
 def rows_for_shortage(rows: OfflineRows, shortage: Shortage) -> tuple[OfflineRow, ...]:
-    """The fewest rows that cover a shortage; those that give back most KV go first, among
-    equals those that gave way least often."""
+    """The fewest rows that cover a shortage, a more urgent one counting as many as its urgency:
+    those that give back most KV for it go first, among equals those that gave way least often."""
     if not shortage:
         return ()
     chosen: list[OfflineRow] = []
     tokens = 0
-    by_gain = sorted(rows, key=lambda row: (-_gain_tokens(row), row.preemptions, row.output_tokens))
+    by_gain = sorted(
+        rows,
+        key=lambda row: (-_gain_tokens(row) / row.urgency, row.preemptions, row.output_tokens),
+    )
     for row in by_gain:
         if tokens >= shortage.tokens and len(chosen) >= shortage.slots:
             break
@@ -82,7 +85,8 @@ def rows_for_shortage(rows: OfflineRows, shortage: Shortage) -> tuple[OfflineRow
 
 
 def rows_for_reserve(rows: OfflineRows, memory: MemoryView) -> tuple[OfflineRow, ...]:
-    """The fewest rows that give the burst reserve back: offline work never locks it.
+    """The fewest rows that give the burst reserve back: offline work never locks it. As for a
+    shortage, a more urgent row counts as many as its urgency.
 
     One row always stays: a prompt that is alone may need more than the reserve leaves.
     """
@@ -91,7 +95,8 @@ def rows_for_reserve(rows: OfflineRows, memory: MemoryView) -> tuple[OfflineRow,
         return ()
     chosen: list[OfflineRow] = []
     by_gain = sorted(
-        rows, key=lambda row: (-row.private_tokens, row.preemptions, row.output_tokens)
+        rows,
+        key=lambda row: (-row.private_tokens / row.urgency, row.preemptions, row.output_tokens),
     )
     for row in by_gain:
         if lacking <= 0 or len(chosen) + 1 >= len(rows):

@@ -67,6 +67,8 @@ def select_candidates(
                 steps_parked=None if parked_at is None else step - parked_at,
                 urgency=pool.urgency(entry.rid),
                 rest_steps=entry.rest_steps,
+                left_available_tokens=entry.left_available_tokens,
+                left_budget_s=entry.left_budget_s,
             )
         )
         tokens += extend

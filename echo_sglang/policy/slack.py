@@ -14,7 +14,8 @@ class SloSettings:
 
     max_gap_factor: no gap between two tokens may exceed this many TPOT SLOs.
     ttft_margin, tpot_margin: share of each SLO that is planned with; the rest absorbs
-    what the scheduler does not see (tokenization, HTTP, detokenization).
+    what the scheduler does not see (tokenization, HTTP, detokenization). Of the TPOT no more is
+    kept back than one largest gap in all, see `next_token_deadline`.
     arrival_share: share of the TTFT SLO that one iteration may take while nobody is online.
     """
 
@@ -40,9 +41,13 @@ def next_token_deadline(
 ) -> float:
     """When token number `output_tokens` + 1 must be computed, counted from the first.
 
-    A request that ran ahead of its TPOT owns slack, one that is late owes it.
+    A request that ran ahead of its TPOT owns slack, one that is late owes it. What is kept back
+    grows by a share of every token until it holds one largest gap: the SLO is on the mean, so
+    one gap is all that can come between, however many tokens there are.
     """
-    return first_token_s + output_tokens * slo.tpot_margin * tpot_slo_s
+    due_s = output_tokens * tpot_slo_s
+    kept_s = min((1.0 - slo.tpot_margin) * due_s, slo.max_gap_factor * tpot_slo_s)
+    return first_token_s + due_s - kept_s
 
 
 def decode_budget(snapshot: Snapshot) -> float:

@@ -435,3 +435,35 @@ def test_without_a_model_no_offline_row_decodes_beside_online_ones() -> None:
     assert sorted(plan.release) == ["a", "c"]
     alone = decide(snapshot(offline_rows=rows), StepTimeModel(), SETTINGS)
     assert alone.release == ()
+
+
+@pytest.mark.parametrize(
+    ("available", "due_in_s", "parked", "comes_back"),
+    [
+        (1_000 + 632, 0.2, 2, True),
+        (1_000 + 631, 0.2, 2, False),  # less KV than two of its size came free
+        (1_000 + 632, 0.19, 2, False),  # less than twice the time
+        (1_000 + 632, 0.2, 1, False),  # a result of it may still be in flight
+        (1_000, 0.01, 4, False),  # it has rested, but a chunk of 16 takes longer than that
+    ],
+)
+def test_a_row_ends_its_rest_early_only_when_kv_and_time_clearly_grew(
+    available: int, due_in_s: float, parked: int, comes_back: bool
+) -> None:
+    # It needs 300 + 16 tokens; it left when 1,000 were available and 0.1 s for offline work.
+    rested = replace(
+        candidate("a", tokens=300, parked=parked), left_available_tokens=1_000, left_budget_s=0.1
+    )
+    state = snapshot(
+        online=online(1, due_in_s=due_in_s),
+        memory=memory(available=available, reserve=0),
+        candidates=(rested,),
+    )
+    plan = decide(state, MODEL, SETTINGS)
+    assert plan.offline_order == (("a",) if comes_back else ())
+
+
+def test_nobody_ends_a_rest_early_of_whom_it_is_not_known_what_was_left() -> None:
+    rested = candidate("a", tokens=300, parked=3)
+    plan = decide(snapshot(candidates=(rested,)), MODEL, SETTINGS)
+    assert plan.offline_order == ()

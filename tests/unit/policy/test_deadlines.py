@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from echo_sglang.policy.deadlines import MAX_URGENCY, Deadlines, OfflinePace, UrgencySettings
+from echo_sglang.policy.deadlines import MAX_URGENCY, Deadlines, Due, OfflinePace, UrgencySettings
 
 NOW_S = 1_000.0
 EXACT = UrgencySettings(guard_s=0.0, guard_share=0.0)
@@ -158,3 +158,25 @@ def test_a_class_without_requests_is_gone() -> None:
     assert len(deadlines) == 0
     assert deadlines.outlook(NOW_S, pace()) == ()
     assert math.isfinite(found.work)
+
+
+def test_a_running_request_is_as_urgent_as_those_that_wait_with_it() -> None:
+    # 20 * 100 tokens at 100 a second take 20 s: laxity 12 s of twice the 10 s of guard
+    guarded = UrgencySettings(guard_s=10.0, guard_share=0.0)
+    found = classes((32.0, 20, 100.0), settings=guarded)
+    found.outlook(NOW_S, pace())
+    due = Due(NOW_S + 32.0, NOW_S)
+    waiting = found.outlook(NOW_S, pace())[0].urgency
+    assert waiting == pytest.approx(MAX_URGENCY - (MAX_URGENCY - 1.0) * 0.6, abs=0.1)
+    assert found.urgency_of_running(due, NOW_S, pace(), output_tokens=0) == waiting
+    # its own answer takes longer still: 300 tokens at 10 a second leave 2 s
+    own = found.urgency_of_running(due, NOW_S, pace(), output_tokens=300)
+    assert own == pytest.approx(MAX_URGENCY - (MAX_URGENCY - 1.0) * 0.1, abs=0.1)
+
+
+def test_a_running_request_that_cannot_be_in_time_is_as_any_other() -> None:
+    found = classes()
+    late = Due(NOW_S - 1.0, NOW_S - 60.0)
+    hopeless = Due(NOW_S + 10.0, NOW_S - 60.0)
+    assert found.urgency_of_running(late, NOW_S, pace(), output_tokens=1) == 1.0
+    assert found.urgency_of_running(hopeless, NOW_S, pace(), output_tokens=101) == 1.0

@@ -8,8 +8,11 @@ import pytest
 
 from echo_sglang.policy.preemption import (
     RESULT_STEPS,
+    Shortage,
     asks_for_memory,
     rest_steps,
+    rows_for_reserve,
+    rows_for_shortage,
     rows_for_time,
 )
 
@@ -63,3 +66,15 @@ def test_what_rows_hold_alone_is_asked_only_when_somebody_must_give_kv_back() ->
     assert asks_for_memory(online_prompt, roomy, 0, 1), "no slot"
     assert asks_for_memory(online_prompt, replace(roomy, growth_tokens=4_900), 4, 1), "no KV"
     assert asks_for_memory((), replace(roomy, reserve_tokens=5_001), 4, 1), "no reserve"
+
+
+def test_who_gives_kv_back_is_who_costs_least_urgency_for_it() -> None:
+    # 400 private tokens each at urgency 4 count as 100; those of the calm row as 200
+    urgent = replace(row("urgent"), private_tokens=400, remaining_tokens=0, urgency=4.0)
+    calm = replace(row("calm"), private_tokens=200, remaining_tokens=0)
+    rows = (urgent, calm, replace(calm, rid="third"))
+    assert [r.rid for r in rows_for_shortage(rows, Shortage(tokens=150))] == ["calm"]
+    lacking = replace(memory(available=350), reserve_tokens=500)
+    assert [r.rid for r in rows_for_reserve(rows, lacking)] == ["calm"]
+    even = (replace(urgent, urgency=1.0), calm)
+    assert [r.rid for r in rows_for_shortage(even, Shortage(tokens=150))] == ["urgent"]

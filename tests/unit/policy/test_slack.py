@@ -8,7 +8,12 @@ import pytest
 
 from echo_sglang.policy.arrivals import BurstEstimate
 from echo_sglang.policy.attainment import AttainmentWindow, OnlineProgress
-from echo_sglang.policy.slack import SloSettings, arrival_guard, decode_budget
+from echo_sglang.policy.slack import (
+    SloSettings,
+    arrival_guard,
+    decode_budget,
+    next_token_deadline,
+)
 
 from .builders import online, snapshot
 
@@ -41,6 +46,16 @@ def test_the_token_after_the_one_in_flight_is_due_one_tpot_later() -> None:
     # no gap may exceed 3 * 0.3 s
     assert running.decode_limits_s(SLO)[1] == pytest.approx(11.9)
     assert running.decode_limits_s(SLO, 11.2)[1] == pytest.approx(12.1)
+
+
+def test_a_long_answer_keeps_back_no_more_than_one_largest_gap() -> None:
+    # 0.03 s of each 0.3 s are kept back, until that is the largest gap: 3 * 0.3 s, at token 30
+    assert next_token_deadline(0.0, 20, 0.3, SLO) == pytest.approx(20 * 0.27)
+    assert next_token_deadline(0.0, 30, 0.3, SLO) == pytest.approx(30 * 0.27)
+    assert next_token_deadline(0.0, 31, 0.3, SLO) == pytest.approx(30 * 0.27 + 0.3)
+    # A row that is at its deadline may still meet the largest gap and be in time.
+    late_s = next_token_deadline(0.0, 1_000, 0.3, SLO) + SLO.max_gap_factor * 0.3
+    assert late_s <= 1_000 * 0.3 + 1e-9
 
 
 def test_a_first_token_in_flight_is_counted_from_when_it_comes() -> None:
