@@ -60,12 +60,12 @@ class WorkTable:
             connection.execute(update)
 
     def acquire(
-        self, holder: str, now: float, lease_s: float, limit: int, *, crashed: bool = True
+        self, holder: str, now: float, lease_s: float, limit: int, *, blame_own: bool = True
     ) -> Sequence[tuple[Lease, Batch]]:
         """Take up to `limit` unfinished batches that nobody works on, soonest deadline first.
 
-        Lines that their former runner had in flight wait again; crashed: each counts this as
-        a crash it was in flight at.
+        Lines that their former runner had in flight wait again, and count this as a crash they
+        were in flight at; those of this holder's own only with `blame_own`.
         """
         free = (
             sa.select(schema.batches)
@@ -87,6 +87,7 @@ class WorkTable:
                     row.id,
                     {"lease_owner": holder, "lease_fence": fence, "lease_until": lease.until},
                 )
+                crashed = blame_own or row.lease_owner != holder
                 put_back_lines(connection, row.id, None, crashed)
                 taken.append((lease, batch_of(row)))
         return taken
