@@ -67,9 +67,7 @@ def batch_of(row: sa.Row[Any]) -> Batch:
             output_tokens=values["output_tokens"],
             cached_tokens=values["cached_tokens"],
         ),
-        demand=Demand(
-            prompt_bytes=values["prompt_bytes"], output_tokens=values["allowed_tokens"]
-        ),
+        demand=Demand(prompt_bytes=values["prompt_bytes"], output_tokens=values["allowed_tokens"]),
         errors=tuple(BatchError(**error) for error in values["errors"]),
     )
 

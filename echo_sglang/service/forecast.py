@@ -37,6 +37,19 @@ class Demand:
         """In the scheduler's tokens."""
         return self.prompt_bytes / BYTES_A_TOKEN + OUTPUT_COST * self.output_tokens
 
+    def __add__(self, other: Demand) -> Demand:
+        return Demand(
+            prompt_bytes=self.prompt_bytes + other.prompt_bytes,
+            output_tokens=self.output_tokens + other.output_tokens,
+        )
+
+    def share(self, part: float) -> Demand:
+        """The same, `part` (0 to 1) of it."""
+        return Demand(
+            prompt_bytes=round(part * self.prompt_bytes),
+            output_tokens=round(part * self.output_tokens),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
@@ -65,6 +78,9 @@ class Speed:
         if self.measured_work_per_s:
             return "measured_pace"
         return "idle_server" if self.idle_output_tokens_per_s else "unknown"
+
+
+NO_DEMAND = Demand()
 
 
 def speed_of(status: object) -> Speed:

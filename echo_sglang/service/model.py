@@ -154,6 +154,11 @@ class Batch:
         return self.output_file if self.counts.completed else None
 
     @property
+    def open_demand(self) -> Demand:
+        """What the lines without a result ask for, if all ask for the same."""
+        return self.demand.share(self.counts.open / self.counts.total if self.counts.total else 0.0)
+
+    @property
     def error_file_id(self) -> str | None:
         """The error file, None while (or if in the end) it has no line."""
         return self.error_file if self.counts.failed else None

@@ -49,8 +49,7 @@ def insert_lines(connection: sa.Connection, lines: Sequence[Line]) -> None:
     over the parameters of each row as SQLite over the row."""
     values = operator.attrgetter(*LINE_FIELDS)
     if connection.dialect.name == "sqlite":
-        rows = [(*values(line), 0) for line in lines]
-        connection.exec_driver_sql(_INSERT_LINES, rows)
+        connection.exec_driver_sql(_INSERT_LINES, [(*values(line), 0) for line in lines])
     else:
         names = (*LINE_FIELDS, "in_flight")
         rows = [dict(zip(names, (*values(line), False), strict=True)) for line in lines]

@@ -20,7 +20,7 @@ from echo_sglang.service.batch_rows import (
 )
 from echo_sglang.service.database import Database
 from echo_sglang.service.errors import LeaseLostError
-from echo_sglang.service.forecast import Demand
+from echo_sglang.service.forecast import NO_DEMAND, Demand
 from echo_sglang.service.model import (
     FINAL_STATES,
     Batch,
@@ -147,9 +147,7 @@ class WorkTable:
             if lines:
                 insert_lines(connection, lines)
 
-    def start(
-        self, lease: Lease, model: str, now: float, demand: Demand = Demand()
-    ) -> Batch:
+    def start(self, lease: Lease, model: str, now: float, demand: Demand = NO_DEMAND) -> Batch:
         """All lines are there: the batch is accepted and in progress. A cancel that came
         meanwhile wins: the lines stay, to be answered as cancelled."""
         with self._database.writing() as connection:
