@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from echo_sglang.service.forecast import Demand
+from echo_sglang.service.forecast import NO_DEMAND, Demand
 
 EMBEDDINGS = "/v1/embeddings"
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", EMBEDDINGS)
@@ -134,7 +134,7 @@ class Batch:
     ends_as: BatchState | None = None
     counts: Counts = Counts()
     usage: Usage = Usage()
-    demand: Demand = Demand()
+    demand: Demand = NO_DEMAND
     model: str | None = None
     errors: tuple[BatchError, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
