@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 
@@ -50,13 +51,26 @@ _COUNT_KEYS = (
 )
 _CHOICE_KEYS = ("enum", "anyOf", "oneOf", "allOf")
 _ESCAPE = "\\"
+_REMEMBERED = 128
 
 
 def fault_of_grammar(kind: GrammarKind, grammar: Any, limits: GrammarLimits) -> str | None:
     """What `grammar` has and what is allowed, in words; None if it may be compiled.
 
     grammar: text, or of JSON_SCHEMA and STRUCTURAL_TAG also what the text stands for.
+    The last texts are remembered: a request's is looked at in two places, a batch's in each line.
     """
+    if isinstance(grammar, str) and len(grammar) <= limits.text_bytes:
+        return _fault_of_remembered(kind, grammar, limits)
+    return _fault_of(kind, grammar, limits)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _fault_of_remembered(kind: GrammarKind, grammar: str, limits: GrammarLimits) -> str | None:
+    return _fault_of(kind, grammar, limits)
+
+
+def _fault_of(kind: GrammarKind, grammar: Any, limits: GrammarLimits) -> str | None:
     written = kind in (GrammarKind.REGEX, GrammarKind.EBNF)
     if isinstance(grammar, str):
         size = len(grammar.encode("utf-8", "surrogatepass"))
