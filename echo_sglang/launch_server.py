@@ -145,7 +145,8 @@ def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
     if config is not None:
         from echo_sglang.adapter.batches import check_batch_args, install_batches, open_batches
 
-        service = open_batches(config)
+        blame = supervised is None or supervised.blame_requests
+        service = open_batches(config, blame_crashes=blame)
 
     from sglang.launch_server import run_server
     from sglang.srt.plugins import load_plugins

@@ -16,6 +16,7 @@ from uuid import uuid4
 import orjson
 
 from echo_sglang.service.errors import EngineGoneError
+from echo_sglang.service.forecast import Speed, speed_of
 from echo_sglang.service.model import EngineAnswer, LineTag
 
 Message = MutableMapping[str, Any]
@@ -56,6 +57,11 @@ class AppEngine:
         """See `Engine`. The scheduler's pool holds far more; what it needs to see ahead are a
         few times the rows that run at once."""
         return self._max_in_flight if self.ready else 0
+
+    async def speed(self) -> Speed:
+        """See `Engine`."""
+        states = await self._manager.get_internal_state()
+        return speed_of([state.get("echo") for state in states])
 
     async def submit(self, endpoint: str, body: Mapping[str, Any], tag: LineTag) -> EngineAnswer:
         """See `Engine`."""
@@ -164,7 +170,7 @@ def _answer(call: _Call) -> Mapping[str, Any]:
         body = bytes(call.content[:300]).decode("utf-8", "replace")
     if call.status < 400:
         if isinstance(body, dict):
-            return body
+            return {**body, "metadata": _texts(body["metadata"])} if "metadata" in body else body
         raise EngineGoneError("the engine's answer is not a JSON object")
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
         return body
@@ -173,6 +179,17 @@ def _answer(call: _Call) -> Mapping[str, Any]:
         return {"error": {name: body.get(name) for name in names}}
     kind = "server_error" if call.status >= 500 else "invalid_request_error"
     return {"error": {"message": str(body)[:300], "type": kind, "param": None, "code": call.status}}
+
+
+def _texts(metadata: Any) -> Any:
+    """OpenAI's metadata holds only strings, which its newest client checks in results; SGLang
+    puts a list of weight versions there."""
+    if not isinstance(metadata, dict):
+        return metadata
+    return {
+        name: value if isinstance(value, str) else orjson.dumps(value).decode()
+        for name, value in metadata.items()
+    }
 
 
 def _fault(endpoint: str, body: Mapping[str, Any]) -> Mapping[str, Any] | None:

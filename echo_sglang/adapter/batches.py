@@ -25,9 +25,10 @@ from echo_sglang.service.webhooks import WebhookTarget
 logger = logging.getLogger(__name__)
 
 
-def open_batches(config: EchoConfig) -> BatchService | None:
+def open_batches(config: EchoConfig, *, blame_crashes: bool = True) -> BatchService | None:
     """Open the service that the flags ask for, before a model is loaded for nothing.
 
+    blame_crashes: see `RunnerSettings`.
     Raises ConfigError, StoreError.
     """
     if not config.data_dir:
@@ -46,7 +47,11 @@ def open_batches(config: EchoConfig) -> BatchService | None:
         webhook=_webhook(config),
         tenant_header=config.batch_tenant_header or None,
         max_upload_bytes=min(MAX_UPLOAD_BYTES, int(config.batch_max_upload_mb * 1_000_000)),
-        runner=RunnerSettings(name="", feed=FeedSettings(max_in_flight=in_flight)),
+        runner=RunnerSettings(
+            name="",
+            blame_crashes=blame_crashes,
+            feed=FeedSettings(max_in_flight=in_flight),
+        ),
     )
     return open_service(settings, time.time)
 

@@ -10,6 +10,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from echo_sglang.adapter.identity import server_limits
 from echo_sglang.adapter.requests import is_offline
+from echo_sglang.estimate.idle_rates import idle_rates
 from echo_sglang.policy.offline_status import offline_status
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def build_status(scheduler: EchoScheduler) -> dict[str, Any]:
         "requests": _requests(scheduler),
         "offline": {
             **offline_status(scheduler.offline_queue.pool, scheduler.echo_clock()),
+            "idle_server": _idle_server(scheduler),
             "most_preemptions": scheduler.most_preemptions,
         },
         "memory_tokens": _memory(scheduler),
@@ -45,6 +47,17 @@ def build_status(scheduler: EchoScheduler) -> dict[str, Any]:
         "counters": dict(scheduler.echo_counters),
         "last_decisions": scheduler.decision_log.last(LAST_DECISIONS),
     }
+
+
+def _idle_server(scheduler: EchoScheduler) -> dict[str, float] | None:
+    limits = server_limits(scheduler)
+    rates = idle_rates(
+        scheduler.fitter.model,
+        chunk_tokens=limits["chunk_tokens"],
+        rows=limits["rows"],
+        kv_tokens=limits["kv_tokens"],
+    )
+    return None if rates is None else asdict(rates)
 
 
 def _parallel(scheduler: EchoScheduler) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -14,14 +15,14 @@ from typing import Any
 import uvicorn
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from echo_sglang.adapter.verify import verify_hooked
 from echo_sglang.errors import ConfigError, IncompatibleError
 from echo_sglang.supervisor.channel import (
     ACCEPTING,
     BEAT,
-    CHANNEL_FD_ENV,
     GO,
-    LISTEN_FD_ENV,
-    SUPERVISOR_PID_ENV,
+    INHERITED_ENV,
+    LOST,
     Inherited,
     inherited_from,
     message,
@@ -29,6 +30,7 @@ from echo_sglang.supervisor.channel import (
 )
 
 STARTUP = "uvicorn.Server.startup"
+GIVING_UP = "sglang.srt.managers.tokenizer_manager.SignalHandler.running_phase_sigquit_handler"
 BEAT_INTERVAL_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
@@ -41,6 +43,7 @@ class SupervisedServer:
     def __init__(self, inherited: Inherited) -> None:
         self.listener = socket.socket(fileno=inherited.listen_fd)
         self.channel = socket.socket(fileno=inherited.channel_fd)
+        self.blame_requests = inherited.blame_requests
         for each in (self.listener, self.channel):
             each.set_inheritable(False)
         self._beats: asyncio.Task[None] | None = None
@@ -64,6 +67,15 @@ class SupervisedServer:
         if said.get("says") != GO:
             raise RuntimeError("the supervisor is gone")
 
+    def tell_what_was_lost(self, handler: Any, *_: Any, **__: Any) -> None:
+        """Before SGLang's handler of SIGQUIT ends everything: which of its processes are dead,
+        and how. None of them yet if one reported an error and asked for the end."""
+        watchdog = handler.tokenizer_manager._subprocess_watchdog
+        processes = [] if watchdog is None else watchdog._processes
+        codes = [process.exitcode for process in processes if process.exitcode]
+        with contextlib.suppress(OSError):
+            self.channel.sendall(message(LOST, codes=codes))
+
     async def _beat(self) -> None:
         """Tell the supervisor once a second that the scheduler answered, as long as it does."""
         from sglang.srt.entrypoints import http_server
@@ -86,11 +98,12 @@ def join_supervisor() -> SupervisedServer | None:
     inherited = inherited_from(os.environ)
     if inherited is None:
         return None
-    for name in (CHANNEL_FD_ENV, LISTEN_FD_ENV, SUPERVISOR_PID_ENV):
-        del os.environ[name]
+    for name in INHERITED_ENV:
+        os.environ.pop(name, None)
     _die_with(inherited.supervisor_pid)
     server = SupervisedServer(inherited)
     HookRegistry.register(STARTUP, server.start_on_inherited, HookType.AROUND)
+    HookRegistry.register(GIVING_UP, server.tell_what_was_lost, HookType.BEFORE)
     return server
 
 
@@ -101,6 +114,7 @@ def check_supervised(server: SupervisedServer, server_args: Any) -> None:
             f"SGLang did not put the hook on {STARTUP} in place, so this engine cannot take the "
             "port of its supervisor; install the pinned releases of sglang and uvicorn"
         )
+    verify_hooked([GIVING_UP])
     if server_args.port != server.port:
         raise ConfigError(
             f"SGLang would use port {server_args.port}, the supervisor listens on {server.port}: "

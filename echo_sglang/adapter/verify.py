@@ -90,6 +90,8 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     f"{CACHE}.checkpoint_into_tree": ("self", "req", "up_to"),
     "sglang.srt.constrained.grammar_manager.GrammarManager.get_ready_grammar_requests": ("self",),
     "sglang.srt.managers.tokenizer_manager.SignalHandler.sigterm_handler": ("self",),
+    "sglang.srt.managers.tokenizer_manager.SignalHandler.running_phase_sigquit_handler": ("self",),
+    "sglang.srt.utils.watchdog.SubprocessWatchdog": ("processes",),
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request": ("self", "obj"),
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.set_internal_state": ("self", "obj"),
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.get_internal_state": ("self",),

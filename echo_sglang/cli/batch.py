@@ -19,9 +19,12 @@ from echo_sglang.cli.batch_client import BatchClient, UnreachableError
 from echo_sglang.cli.batch_view import (
     ENDED_BADLY,
     exit_with,
+    forecast_of,
     print_batch,
+    print_forecast,
     print_validation,
     state_of,
+    validated,
     watched,
 )
 from echo_sglang.cli.output import (
@@ -32,7 +35,9 @@ from echo_sglang.cli.output import (
 )
 from echo_sglang.errors import EchoError
 from echo_sglang.service.contents import READ_BYTES
+from echo_sglang.service.forecast import speed_of
 from echo_sglang.service.validation import Validation
+from echo_sglang.service.windows import window_s
 
 UNREACHABLE = 3
 DEFAULT_URL = "http://127.0.0.1:30000"
@@ -94,7 +99,7 @@ def submit(
     api_key: KeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check a file, upload it and make a batch of it."""
+    """Check a file, upload it, make a batch of it, and say whether its window will hold."""
     checked = _checked(path)
     if checked.errors:
         print_validation(path, checked, as_json)
@@ -104,7 +109,9 @@ def submit(
     with connected(url, api_key) as client:
         with path.open("rb") as source:
             file = client.upload(path, source)
-        batch = client.create(file["id"], checked.endpoint, window, pairs)
+        batch = validated(client, client.create(file["id"], checked.endpoint, window, pairs))
+        if not as_json and batch["status"] == "in_progress":
+            print_forecast(batch["echo"])
         if watch_it:
             batch = watched(client, batch["id"], poll_s, quiet=as_json)
     print_batch(batch, as_json)
@@ -223,17 +230,31 @@ _changing("retry", "Make a new batch of the failed lines of one that has ended."
 
 
 @app.command()
-@refuses_clearly
+@talks_to_server
 def validate(
     path: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False)],
     endpoint: Annotated[
         str | None, typer.Option(help="What all lines must ask; else that of the first line.")
     ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask the server at --url whether the file would be done in 90m, 24h, 7d."
+        ),
+    ] = None,
+    url: UrlOption = DEFAULT_URL,
+    api_key: KeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check a file as the server would, without one; exit code 1 if it is not a batch."""
     checked = _checked(path, endpoint)
-    print_validation(path, checked, as_json)
+    forecast = None
+    if window is not None:
+        left_s = window_s(window)
+        if not checked.errors:
+            with connected(url, api_key) as client:
+                forecast = forecast_of(checked.demand, speed_of(client.status()), left_s)
+    print_validation(path, checked, as_json, forecast)
     if checked.errors:
         raise typer.Exit(ENDED_BADLY)
 

@@ -69,6 +69,10 @@ class BatchClient:
         """One batch."""
         return self._ask("GET", f"/v1/batches/{batch_id}")
 
+    def status(self) -> object:
+        """What GET /echo/status says: an object, or a list of one a replica."""
+        return self._ask("GET", "/echo/status")
+
     def change(self, batch_id: str, verb: str) -> Mapping[str, Any]:
         """verb: "cancel", "pause", "resume" or "retry"."""
         return self._ask("POST", f"/v1/batches/{batch_id}/{verb}")

@@ -7,11 +7,13 @@ characters. So what is bounded here is not only the text but what it unrolls to.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
+
+from echo_sglang.domain.grammar_text import fault_of_text, too_much
 
 
 class GrammarKind(StrEnum):
@@ -36,29 +38,37 @@ class GrammarLimits:
     states: int = 10_000
 
 
-_REPEAT = re.compile(r"\{\s*(\d*)\s*(,?)\s*(\d*)\s*\}")
-_NAME = re.compile(r"([A-Za-z_][\w.-]*)(\s*::=)?")
-_PASSES = 4
-"""Over EBNF: counts of rules that are repeated within rules are seen this many rules deep."""
 _COUNT_KEYS = (
     *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
 )
 _CHOICE_KEYS = ("enum", "anyOf", "oneOf", "allOf")
-_ESCAPE = "\\"
+_REMEMBERED = 128
 
 
 def fault_of_grammar(kind: GrammarKind, grammar: Any, limits: GrammarLimits) -> str | None:
     """What `grammar` has and what is allowed, in words; None if it may be compiled.
 
     grammar: text, or of JSON_SCHEMA and STRUCTURAL_TAG also what the text stands for.
+    The last texts are remembered: a request's is looked at in two places, a batch's in each line.
     """
+    if isinstance(grammar, str) and len(grammar) <= limits.text_bytes:
+        return _fault_of_remembered(kind, grammar, limits)
+    return _fault_of(kind, grammar, limits)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _fault_of_remembered(kind: GrammarKind, grammar: str, limits: GrammarLimits) -> str | None:
+    return _fault_of(kind, grammar, limits)
+
+
+def _fault_of(kind: GrammarKind, grammar: Any, limits: GrammarLimits) -> str | None:
     written = kind in (GrammarKind.REGEX, GrammarKind.EBNF)
     if isinstance(grammar, str):
         size = len(grammar.encode("utf-8", "surrogatepass"))
         if size > limits.text_bytes:
-            return _too_much(f"{size} bytes", f"{limits.text_bytes} (--echo-max-grammar-kb)")
+            return too_much(f"{size} bytes", f"{limits.text_bytes} (--echo-max-grammar-kb)")
         if written:
-            return _fault_of_text(grammar, limits, ebnf=kind is GrammarKind.EBNF)
+            return _fault_of_written(grammar, limits, ebnf=kind is GrammarKind.EBNF)
         if grammar == "$$ANY$$":
             return None
         try:
@@ -70,8 +80,10 @@ def fault_of_grammar(kind: GrammarKind, grammar: Any, limits: GrammarLimits) -> 
     return _fault_of_json(grammar, limits)
 
 
-def _too_much(given: str, allowed: str) -> str:
-    return f"the grammar has {given}; at most {allowed} are taken"
+def _fault_of_written(text: str, limits: GrammarLimits, *, ebnf: bool) -> str | None:
+    return fault_of_text(
+        text, ebnf=ebnf, most_group_levels=limits.group_levels, most_states=limits.states
+    )
 
 
 @dataclass
@@ -87,7 +99,7 @@ def _fault_of_json(root: Any, limits: GrammarLimits) -> str | None:
     tally = _Tally()
     for value, level, times in _walk(root):
         if level > limits.json_levels:
-            return _too_much("more levels of JSON", str(limits.json_levels))
+            return too_much("more levels of JSON", str(limits.json_levels))
         if isinstance(value, str):
             tally.text_bytes += len(value)
             if "\0" in value:
@@ -98,7 +110,7 @@ def _fault_of_json(root: Any, limits: GrammarLimits) -> str | None:
                 return fault
         tally.text_bytes += 2
         if tally.text_bytes > limits.text_bytes:
-            return _too_much(
+            return too_much(
                 f"more than {limits.text_bytes} bytes",
                 f"{limits.text_bytes} (--echo-max-grammar-kb)",
             )
@@ -136,15 +148,15 @@ def _fault_of_object(
             return f"{name} is {value[name]!r:.40}; at most {limits.json_count} is taken"
     tally.refs += isinstance(value.get("$ref"), str)
     if tally.refs > limits.json_refs:
-        return _too_much("more $refs", str(limits.json_refs))
+        return too_much("more $refs", str(limits.json_refs))
     for name in _CHOICE_KEYS:
         listed = value.get(name)
         tally.choices += len(listed) if isinstance(listed, (list, tuple)) else 0
     if tally.choices > limits.json_choices:
-        return _too_much("more choices in enum, anyOf, oneOf and allOf", str(limits.json_choices))
+        return too_much("more choices in enum, anyOf, oneOf and allOf", str(limits.json_choices))
     unrolled = times * _unrolled(value, "minItems", "maxItems")
     if unrolled > limits.states:
-        return _too_much("more items once its counts are unrolled", str(limits.states))
+        return too_much("more items once its counts are unrolled", str(limits.states))
     return _fault_of_embedded(value, limits)
 
 
@@ -154,7 +166,7 @@ def _fault_of_embedded(value: Mapping[str, Any], limits: GrammarLimits) -> str |
     texts = [(text, False) for text in patterned or ()] if isinstance(patterned, Mapping) else []
     texts += [(value.get("pattern"), False), (value.get("grammar"), True)]
     for text, ebnf in texts:
-        fault = _fault_of_text(text, limits, ebnf=ebnf) if isinstance(text, str) else None
+        fault = _fault_of_written(text, limits, ebnf=ebnf) if isinstance(text, str) else None
         if fault is not None:
             return f"in {text[:40]!r}: {fault}"
     return None
@@ -183,116 +195,3 @@ def _pointed_at(root: Any, pointer: str) -> Any:
         name = part.replace("~1", "/").replace("~0", "~")
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
-
-
-@dataclass
-class _Group:
-    """An open group: its states unrolled, and the largest product of counts within counts.
-
-    last_states, last_nested: of the last thing in it, which a count repeats.
-    """
-
-    states: int = 0
-    nested: int = 1
-    last_states: int = 0
-    last_nested: int = 1
-
-    def add(self, states: int, nested: int = 1) -> None:
-        self.states += states
-        self.nested = max(self.nested, nested)
-        self.last_states, self.last_nested = states, nested
-
-    def repeat(self, times: int) -> None:
-        self.states += self.last_states * (times - 1)
-        self.last_states *= times
-        self.last_nested *= times
-        self.nested = max(self.nested, self.last_nested)
-
-
-class _Reading:
-    """One pass over a regex or an EBNF grammar.
-
-    nested_of_rule: the largest product of counts in each rule, as an earlier pass found it.
-    """
-
-    def __init__(self, text: str, ebnf: bool, nested_of_rule: Mapping[str, int]) -> None:
-        self._text = text
-        self._ebnf = ebnf
-        self._known = nested_of_rule
-        self._place = 0
-        self._rule = ""
-        self._groups = [_Group()]
-        self.found: dict[str, int] = {}
-
-    def fault(self, limits: GrammarLimits) -> str | None:
-        """Read to the end, or to the first fault."""
-        while self._place < len(self._text):
-            self._step()
-            top = self._groups[-1]
-            if len(self._groups) - 1 > limits.group_levels:
-                return _too_much("more groups within each other", str(limits.group_levels))
-            if max(top.states, top.nested) > limits.states:
-                return _too_much("more states once its counts are unrolled", str(limits.states))
-        return None
-
-    def _step(self) -> None:
-        """Take the next thing: a literal, a class, a rule's name, a group's end, a count."""
-        sign, top = self._text[self._place], self._groups[-1]
-        count = _REPEAT.match(self._text, self._place) if sign == "{" else None
-        name = _NAME.match(self._text, self._place) if self._ebnf else None
-        if sign == "(":
-            self._groups.append(_Group())
-        elif sign == ")" and len(self._groups) > 1:
-            closed = self._groups.pop()
-            self._groups[-1].add(max(1, closed.states), closed.nested)
-        elif count:
-            top.repeat(_times(count))
-            self._place = count.end() - 1
-        elif name:
-            self._take_name(name)
-        elif sign == "[" or (self._ebnf and sign == '"'):
-            end = self._end_of("]" if sign == "[" else sign)
-            top.add(1 if sign == "[" else max(1, end - self._place - 1))
-            self._place = end
-        elif self._ebnf and sign == "#":
-            end = self._text.find("\n", self._place)
-            self._place = len(self._text) if end < 0 else end
-        elif not (self._ebnf and sign.isspace()) and sign not in "*+?|":
-            self._place += sign == _ESCAPE
-            top.add(1)
-        self._place += 1
-        self.found[self._rule] = max(self.found.get(self._rule, 1), self._groups[-1].nested)
-
-    def _take_name(self, name: re.Match[str]) -> None:
-        self._place = name.end() - 1
-        if name.group(2):
-            self._rule = name.group(1)
-            self._groups = [_Group(states=self._groups[0].states)]
-        else:
-            self._groups[-1].add(1, self._known.get(name.group(1), 1))
-
-    def _end_of(self, closing: str) -> int:
-        place = self._place + 1
-        while place < len(self._text) and self._text[place] != closing:
-            place += 2 if self._text[place] == _ESCAPE else 1
-        return place
-
-
-def _times(count: re.Match[str]) -> int:
-    # More than 9 digits is too much whatever they say, and slow to read.
-    least, _, most = count.groups()
-    numbers = [10**9 if len(digits) > 9 else int(digits or 0) for digits in (least, most)]
-    return max(1, *numbers)
-
-
-def _fault_of_text(text: str, limits: GrammarLimits, *, ebnf: bool) -> str | None:
-    if "\0" in text:
-        return "the grammar has a NUL character, which is not allowed"
-    nested: dict[str, int] = {}
-    for _ in range(_PASSES if ebnf and "{" in text else 1):
-        reading = _Reading(text, ebnf, nested)
-        fault = reading.fault(limits)
-        if fault is not None or reading.found == nested:
-            return fault
-        nested = reading.found
-    return None

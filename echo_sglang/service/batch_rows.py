@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from echo_sglang.service import schema
 from echo_sglang.service.errors import NotFoundError
+from echo_sglang.service.forecast import Demand
 from echo_sglang.service.model import (
     BATCH_ID,
     TRANSITIONS,
@@ -66,6 +67,7 @@ def batch_of(row: sa.Row[Any]) -> Batch:
             output_tokens=values["output_tokens"],
             cached_tokens=values["cached_tokens"],
         ),
+        demand=Demand(prompt_bytes=values["prompt_bytes"], output_tokens=values["allowed_tokens"]),
         errors=tuple(BatchError(**error) for error in values["errors"]),
     )
 

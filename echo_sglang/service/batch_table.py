@@ -22,6 +22,7 @@ from echo_sglang.service.errors import (
     InvalidInputError,
     NotFoundError,
 )
+from echo_sglang.service.forecast import Demand
 from echo_sglang.service.model import (
     FILE_ID,
     Batch,
@@ -88,6 +89,19 @@ class BatchTable:
             query = query.order_by(_batches.created_at.desc(), _batches.id.desc())
             rows = connection.execute(query.limit(limit + 1)).all()
         return [batch_of(row) for row in rows[:limit]], len(rows) > limit
+
+    def ahead_of(self, batch: Batch) -> Demand:
+        """What unfinished batches of all owners that are due before this one still ask for;
+        those that are paused ask for nothing."""
+        query = (
+            sa.select(schema.batches)
+            .where(_batches.state == BatchState.IN_PROGRESS.value)
+            .where(_batches.expires_at < batch.expires_at, _batches.id != batch.id)
+            .where(_batches.pause_requested.is_(False))
+        )
+        with self._database.reading() as connection:
+            rows = connection.execute(query).all()
+        return sum((batch_of(row).open_demand for row in rows), Demand())
 
     def cancel(self, owner: str, batch_id: str, now: float) -> Batch:
         """Begin to cancel; again is allowed. Raises NotFoundError, ConflictError once the

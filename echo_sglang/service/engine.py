@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from echo_sglang.service.forecast import Speed
 from echo_sglang.service.model import EngineAnswer, LineTag
 
 
@@ -18,6 +19,11 @@ class Engine(Protocol):
         as an exception. Cancelling the call aborts the request in the engine.
         Raises EngineGoneError if the engine died or was lost meanwhile.
         """
+        ...
+
+    async def speed(self) -> Speed:
+        """How fast it does offline work now; asked when a client looks at a batch. May raise,
+        or take its time: callers bound it."""
         ...
 
     @property

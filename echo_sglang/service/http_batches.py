@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
+from echo_sglang.service.forecast import Demand, Speed
 from echo_sglang.service.http_body import idempotency_key, new_batch, read_object
 from echo_sglang.service.http_context import ERROR_RESPONSES, Services, owner_of, running
 from echo_sglang.service.http_errors import ServiceRoute
 from echo_sglang.service.http_views import batch_view, list_view
-from echo_sglang.service.model import ENDPOINTS, Batch
+from echo_sglang.service.model import ENDPOINTS, Batch, BatchState
 from echo_sglang.service.retry import retry_failed
 from echo_sglang.service.service import BatchService
 
@@ -69,7 +70,7 @@ def batches_router(services: Services) -> APIRouter:
         new = new_batch(owner, body)
         key = idempotency_key(request, body)
         batch, _ = await asyncio.to_thread(service.store.batches.create, new, service.clock(), key)
-        return _changed(service, batch)
+        return await _changed(service, batch)
 
     @router.get("")
     async def list_batches(
@@ -82,7 +83,7 @@ def batches_router(services: Services) -> APIRouter:
         batches, more = await asyncio.to_thread(
             service.store.batches.page, owner_of(service, request), limit=limit, after=after
         )
-        return list_view([_view(service, batch) for batch in batches], more)
+        return list_view([await _view(service, batch) for batch in batches], more)
 
     @router.post("/{batch_id:path}/cancel")
     async def cancel_batch(request: Request, batch_id: str) -> Mapping[str, Any]:
@@ -92,7 +93,7 @@ def batches_router(services: Services) -> APIRouter:
         batch = await asyncio.to_thread(
             service.store.batches.cancel, owner, batch_id, service.clock()
         )
-        return _changed(service, batch)
+        return await _changed(service, batch)
 
     @router.post("/{batch_id:path}/pause")
     async def pause_batch(request: Request, batch_id: str) -> Mapping[str, Any]:
@@ -100,7 +101,7 @@ def batches_router(services: Services) -> APIRouter:
         service = running(services)
         owner = owner_of(service, request)
         batch = await asyncio.to_thread(service.store.batches.pause, owner, batch_id)
-        return _changed(service, batch)
+        return await _changed(service, batch)
 
     @router.post("/{batch_id:path}/resume")
     async def resume_batch(request: Request, batch_id: str) -> Mapping[str, Any]:
@@ -108,7 +109,7 @@ def batches_router(services: Services) -> APIRouter:
         service = running(services)
         owner = owner_of(service, request)
         batch = await asyncio.to_thread(service.store.batches.resume, owner, batch_id)
-        return _changed(service, batch)
+        return await _changed(service, batch)
 
     @router.post("/{batch_id:path}/retry")
     async def retry_batch(request: Request, batch_id: str) -> Mapping[str, Any]:
@@ -124,22 +125,29 @@ def batches_router(services: Services) -> APIRouter:
             service.clock(),
             idempotency_key(request, ["retry", batch_id]),
         )
-        return _changed(service, batch)
+        return await _changed(service, batch)
 
     @router.get("/{batch_id:path}")
     async def get_batch(request: Request, batch_id: str) -> Mapping[str, Any]:
         """One batch."""
         service = running(services)
         owner = owner_of(service, request)
-        return _view(service, await asyncio.to_thread(service.store.batches.get, owner, batch_id))
+        batch = await asyncio.to_thread(service.store.batches.get, owner, batch_id)
+        return await _view(service, batch)
 
     return router
 
 
-def _changed(service: BatchService, batch: Batch) -> Mapping[str, Any]:
+async def _changed(service: BatchService, batch: Batch) -> Mapping[str, Any]:
     service.wake()
-    return _view(service, batch)
+    return await _view(service, batch)
 
 
-def _view(service: BatchService, batch: Batch) -> Mapping[str, Any]:
-    return batch_view(batch, service.lines_per_s(batch), service.clock())
+async def _view(service: BatchService, batch: Batch) -> Mapping[str, Any]:
+    """With a forecast from the engine's speed as long as the batch has no pace of its own."""
+    lines_per_s = service.lines_per_s(batch)
+    speed, ahead = Speed(), Demand()
+    if lines_per_s is None and batch.state is BatchState.IN_PROGRESS:
+        speed = await service.speed()
+        ahead = await asyncio.to_thread(service.store.batches.ahead_of, batch)
+    return batch_view(batch, lines_per_s, service.clock(), speed, ahead)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from echo_sglang.service.files import RESULT_PURPOSE
+from echo_sglang.service.forecast import BYTES_A_TOKEN, NO_DEMAND, Demand, Speed, warning_of
 from echo_sglang.service.model import Batch, FileObject, ResultKind
 
 
@@ -39,10 +40,13 @@ def growing_file_view(batch: Batch, kind: ResultKind) -> Mapping[str, Any]:
     return {**file_view(file), "status": "uploaded", "status_details": "lines are still added"}
 
 
-def batch_view(batch: Batch, lines_per_s: float | None, now: float) -> Mapping[str, Any]:
+def batch_view(
+    batch: Batch, lines_per_s: float | None, now: float, speed: Speed, ahead: Demand = NO_DEMAND
+) -> Mapping[str, Any]:
     """The batch object, and under `echo` what OpenAI's does not have.
 
-    lines_per_s: its present pace, None if unknown.
+    lines_per_s: its present pace, None if unknown. speed: of the server's offline work.
+    ahead: what unfinished batches with earlier deadlines still ask for.
     """
     return {
         "id": batch.id,
@@ -71,7 +75,7 @@ def batch_view(batch: Batch, lines_per_s: float | None, now: float) -> Mapping[s
         },
         "usage": _usage(batch),
         "metadata": dict(batch.metadata) or None,
-        "echo": _progress(batch, lines_per_s, now),
+        "echo": _progress(batch, lines_per_s, now, speed, ahead),
     }
 
 
@@ -121,19 +125,40 @@ def _usage(batch: Batch) -> Mapping[str, Any]:
     }
 
 
-def _progress(batch: Batch, lines_per_s: float | None, now: float) -> Mapping[str, Any]:
-    """eta_s: seconds until the last line at the present pace, None if unknown or paused."""
+def _progress(
+    batch: Batch, lines_per_s: float | None, now: float, speed: Speed, ahead: Demand
+) -> Mapping[str, Any]:
+    """eta_s: seconds until the last line, None if unknown or paused. eta_from: what it rests on.
+    warning: a sentence if the window will not hold."""
     counts = batch.counts
     done = (counts.completed + counts.failed) / counts.total if counts.total else 0.0
-    eta_s: int | None = None
-    if batch.state.is_final:
-        eta_s = 0
-    elif lines_per_s and counts.total and not batch.pause_requested:
-        eta_s = math.ceil(counts.open / lines_per_s)
+    needs_s, basis = _needs(batch, lines_per_s, speed, ahead)
+    eta_s = None if needs_s is None else math.ceil(needs_s)
+    left_s = batch.expires_at - now
     return {
         "paused": batch.pause_requested and not batch.state.is_final,
         "progress": round(done, 4),
         "lines_per_s": None if lines_per_s is None else round(lines_per_s, 3),
         "eta_s": eta_s,
-        "within_window": None if not eta_s else now + eta_s <= batch.expires_at,
+        "eta_from": basis,
+        "within_window": None if not eta_s else eta_s <= left_s,
+        "warning": None if basis is None else warning_of(needs_s, left_s, basis),
+        "prompt_tokens_about": round(batch.demand.prompt_bytes / BYTES_A_TOKEN),
+        "output_tokens_at_most": batch.demand.output_tokens,
     }
+
+
+def _needs(
+    batch: Batch, lines_per_s: float | None, speed: Speed, ahead: Demand
+) -> tuple[float | None, str | None]:
+    """Seconds that what is open needs, and what that rests on."""
+    if batch.state.is_final:
+        return 0.0, None
+    if not batch.counts.total or batch.pause_requested:
+        return None, None
+    if lines_per_s:
+        return batch.counts.open / lines_per_s, "own_pace"
+    if batch.demand == NO_DEMAND:
+        return None, None
+    seconds = speed.seconds_for(ahead + batch.open_demand)
+    return seconds, speed.basis if seconds is not None else None

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+from echo_sglang.service.forecast import NO_DEMAND, Demand
+
+EMBEDDINGS = "/v1/embeddings"
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", EMBEDDINGS)
 
 FILE_ID = re.compile(r"file-[0-9a-f]{32}")
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
@@ -115,6 +118,7 @@ class Batch:
         batch runs, as soon as it has a line; see `output_file_id`, `error_file_id`.
     output_expires_after_s: lifetime of the result files from when they are final.
     pause_requested: no new lines are started; lines in flight finish. The deadline stays.
+    demand: of all its lines; nothing until it is validated.
     """
 
     id: str
@@ -130,6 +134,7 @@ class Batch:
     ends_as: BatchState | None = None
     counts: Counts = Counts()
     usage: Usage = Usage()
+    demand: Demand = NO_DEMAND
     model: str | None = None
     errors: tuple[BatchError, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -147,6 +152,11 @@ class Batch:
     def output_file_id(self) -> str | None:
         """The output file, None while (or if in the end) it has no line."""
         return self.output_file if self.counts.completed else None
+
+    @property
+    def open_demand(self) -> Demand:
+        """What the lines without a result ask for, if all ask for the same."""
+        return self.demand.share(self.counts.open / self.counts.total if self.counts.total else 0.0)
 
     @property
     def error_file_id(self) -> str | None:

@@ -57,7 +57,7 @@ def validate_batch(
     if validation.errors:
         return endings.refuse(lease, validation.errors, clock())
     assert validation.model is not None
-    return work.start(lease, validation.model, clock())
+    return work.start(lease, validation.model, clock(), validation.demand)
 
 
 def finish_batch(

@@ -40,8 +40,9 @@ class RunnerSettings:
     lease_s: a runner that is silent this long loses its batches to another one.
     poll_s: how often it looks for new batches when not told (see `Runner.wake`).
     max_batches: batches held at once; more wait for a free place, or another server.
-    blame_crashes: whether lines in flight when the server last died count that as a crash
-        they met. False if it is known to have been killed from outside.
+    blame_crashes: whether lines in flight when this runner's server last died count that as a
+        crash they met. False if it is known to have been killed from outside. Lines of a runner
+        of another server that fell silent always do: what became of it is not known.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Runner:
         self._look_now = True
         self._next_look = 0.0
         self._began = False
+        self._blame_own = settings.blame_crashes
         self._clean_now = True
         self._maker = ResultMaker(store.database.new_hex)
         self._recorder = Recorder(store.work, offload, self._kept)
@@ -200,8 +202,10 @@ class Runner:
             self._clock(),
             self._settings.lease_s,
             free,
-            crashed=self._settings.blame_crashes,
+            blame_own=self._blame_own,
         )
+        # A lease of its own that lapses from now on does so while its engine lives.
+        self._blame_own = False
         for lease, batch in taken:
             old = self._held.get(batch.id)
             if old is not None:

@@ -46,6 +46,8 @@ batches = sa.Table(
     sa.Column("input_tokens", sa.BigInteger, nullable=False, default=0),
     sa.Column("output_tokens", sa.BigInteger, nullable=False, default=0),
     sa.Column("cached_tokens", sa.BigInteger, nullable=False, default=0),
+    sa.Column("prompt_bytes", sa.BigInteger, nullable=False, default=0, server_default="0"),
+    sa.Column("allowed_tokens", sa.BigInteger, nullable=False, default=0, server_default="0"),
     sa.Column("model", sa.Text),
     sa.Column("errors", sa.JSON, nullable=False),
     sa.Column("metadata", sa.JSON, nullable=False),

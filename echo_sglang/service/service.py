@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from echo_sglang.service.engine import Engine
 from echo_sglang.service.errors import StoreError
 from echo_sglang.service.files import MAX_UPLOAD_BYTES, Files
+from echo_sglang.service.forecast import Speed
 from echo_sglang.service.http_errors import UnavailableError
 from echo_sglang.service.model import Batch
 from echo_sglang.service.runner import Runner, RunnerSettings
@@ -21,6 +23,8 @@ from echo_sglang.service.webhooks import WebhookSender, WebhookTarget
 logger = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 3_600.0
+SPEED_KEPT_S = 2.0
+SPEED_WAIT_S = 2.0
 KEEP_BATCHES_S = 90 * 86_400.0
 """How long an ended batch can still be looked up; its files go after 30 days."""
 
@@ -56,6 +60,9 @@ class BatchService:
         self.settings = settings
         self.clock = clock
         self._runner: Runner | None = None
+        self._engine: Engine | None = None
+        self._speed = Speed()
+        self._speed_until_s = -math.inf
         self._tasks: list[asyncio.Task[None]] = []
         self._broken: str | None = None
 
@@ -63,6 +70,7 @@ class BatchService:
         """Begin to run batches on this engine, within the running event loop."""
         runner = Runner(self.store, self.files, engine, self.settings.runner, clock=self.clock)
         self._runner = runner
+        self._engine = engine
         self._tasks = [asyncio.create_task(self._run(runner)), asyncio.create_task(self._sweep())]
         if self.settings.webhook is not None:
             sender = WebhookSender(self.store.outbox, self.settings.webhook, clock=self.clock)
@@ -94,6 +102,19 @@ class BatchService:
     def lines_per_s(self, batch: Batch) -> float | None:
         """The pace of a batch on this server, None if unknown."""
         return self._runner.lines_per_s(batch.id) if self._runner is not None else None
+
+    async def speed(self) -> Speed:
+        """How fast the engine does offline work, at most SPEED_KEPT_S old; nothing known if it
+        does not say so in time."""
+        now_s = asyncio.get_running_loop().time()
+        if self._engine is not None and self._engine.ready and now_s >= self._speed_until_s:
+            self._speed_until_s = now_s + SPEED_KEPT_S
+            try:
+                self._speed = await asyncio.wait_for(self._engine.speed(), SPEED_WAIT_S)
+            except Exception:
+                self._speed = Speed()
+                logger.warning("the engine does not say how fast it is", exc_info=True)
+        return self._speed
 
     async def _run(self, runner: Runner) -> None:
         try:

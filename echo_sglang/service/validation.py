@@ -1,6 +1,7 @@
 """Is this file a batch? Reads it once, line by line, and needs no server.
 
-Memory: one line, the custom_ids, and at most `max_errors` errors, however large the file is.
+Memory: one line, the custom_ids, some checksums a line, and at most `max_errors` errors, however
+large the file is.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 import orjson
 
-from echo_sglang.service.model import ENDPOINTS, BatchError, Line
-from echo_sglang.service.prefix_key import prefix_key
+from echo_sglang.service.forecast import Demand, output_tokens_of
+from echo_sglang.service.model import EMBEDDINGS, ENDPOINTS, BatchError, Line
+from echo_sglang.service.prefix_key import PromptKeys, prompt_text
 
 _BOM = b"\xef\xbb\xbf"
 _MAX_CUSTOM_ID = 512
@@ -39,7 +41,8 @@ class Validation:
     """One reading of one file.
 
     endpoint: what all lines must ask; None takes it from the first good line.
-    After `lines` is used up: `errors` (none if the file is acceptable), `model`, `num_lines`.
+    After `lines` is used up: `errors` (none if the file is acceptable), `model`, `num_lines`,
+    `demand`.
     """
 
     def __init__(
@@ -56,6 +59,15 @@ class Validation:
         self._limits = limits
         self._batch_id = batch_id
         self._first_seen: dict[str, int] = {}
+        self._keys = PromptKeys()
+        self._embedded_bytes = 0
+        self._output_tokens = 0
+
+    @property
+    def demand(self) -> Demand:
+        """Of the good lines so far."""
+        prompt_bytes = self._keys.new_bytes + self._embedded_bytes
+        return Demand(prompt_bytes=prompt_bytes, output_tokens=self._output_tokens)
 
     def lines(self, pieces: Iterable[bytes]) -> Iterator[Line]:
         """The good lines of the file whose bytes are `pieces`, until there are too many
@@ -103,8 +115,16 @@ class Validation:
             custom_id=custom_id,
             offset=offset,
             size_bytes=len(raw),
-            order_key=prefix_key(endpoint, body),
+            order_key=self._count(endpoint, body),
         )
+
+    def _count(self, endpoint: str, body: Mapping[str, Any]) -> bytes:
+        """Add the line to the demand; its order key."""
+        if endpoint == EMBEDDINGS:
+            self._embedded_bytes += len(orjson.dumps(body.get("input")))
+        else:
+            self._output_tokens += output_tokens_of(body)
+        return self._keys.key(endpoint, self.model, prompt_text(endpoint, body))
 
     def _custom_id(self, entry: Mapping[str, Any]) -> str:
         custom_id = _required(entry, "custom_id")

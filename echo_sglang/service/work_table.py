@@ -20,6 +20,7 @@ from echo_sglang.service.batch_rows import (
 )
 from echo_sglang.service.database import Database
 from echo_sglang.service.errors import LeaseLostError
+from echo_sglang.service.forecast import NO_DEMAND, Demand
 from echo_sglang.service.model import (
     FINAL_STATES,
     Batch,
@@ -29,8 +30,8 @@ from echo_sglang.service.model import (
     LineResult,
 )
 from echo_sglang.service.work_rows import (
-    LINE_FIELDS,
     fenced,
+    insert_lines,
     line_of,
     parts,
     put_back_lines,
@@ -60,12 +61,12 @@ class WorkTable:
             connection.execute(update)
 
     def acquire(
-        self, holder: str, now: float, lease_s: float, limit: int, *, crashed: bool = True
+        self, holder: str, now: float, lease_s: float, limit: int, *, blame_own: bool = True
     ) -> Sequence[tuple[Lease, Batch]]:
         """Take up to `limit` unfinished batches that nobody works on, soonest deadline first.
 
-        Lines that their former runner had in flight wait again; crashed: each counts this as
-        a crash it was in flight at.
+        Lines that their former runner had in flight wait again, and count this as a crash they
+        were in flight at; those of this holder's own only with `blame_own`.
         """
         free = (
             sa.select(schema.batches)
@@ -87,6 +88,7 @@ class WorkTable:
                     row.id,
                     {"lease_owner": holder, "lease_fence": fence, "lease_until": lease.until},
                 )
+                crashed = blame_own or row.lease_owner != holder
                 put_back_lines(connection, row.id, None, crashed)
                 taken.append((lease, batch_of(row)))
         return taken
@@ -140,16 +142,12 @@ class WorkTable:
 
     def add_lines(self, lease: Lease, lines: Sequence[Line]) -> None:
         """Keep validated lines; they count only after `start`."""
-        rows = [
-            {name: getattr(line, name) for name in LINE_FIELDS} | {"in_flight": False}
-            for line in lines
-        ]
         with self._database.writing() as connection:
             fenced(connection, lease, BatchState.VALIDATING, BatchState.CANCELLING)
-            if rows:
-                connection.execute(sa.insert(schema.lines), rows)
+            if lines:
+                insert_lines(connection, lines)
 
-    def start(self, lease: Lease, model: str, now: float) -> Batch:
+    def start(self, lease: Lease, model: str, now: float, demand: Demand = NO_DEMAND) -> Batch:
         """All lines are there: the batch is accepted and in progress. A cancel that came
         meanwhile wins: the lines stay, to be answered as cancelled."""
         with self._database.writing() as connection:
@@ -157,7 +155,12 @@ class WorkTable:
             total = connection.execute(
                 sa.select(sa.func.count()).where(_lines.batch_id == batch.id)
             ).scalar_one()
-            accepted = {"total": total, "model": model}
+            accepted = {
+                "total": total,
+                "model": model,
+                "prompt_bytes": demand.prompt_bytes,
+                "allowed_tokens": demand.output_tokens,
+            }
             if batch.state is BatchState.CANCELLING:
                 update_batch(connection, batch.id, accepted)
             else:

@@ -3,9 +3,11 @@
     engine -> supervisor   {"says": "accepting"}             about to accept connections itself
     supervisor -> engine   {"says": "go"}                    the supervisor no longer does
     engine -> supervisor   {"says": "beat", "ready": true}   the scheduler answered just now
+    engine -> supervisor   {"says": "lost", "codes": [-9]}   it ends itself, as these processes
+                                                             of its own ended so; see `blame`
 
-The environment names the file descriptors of the socket pair and of the listening socket, and
-the supervisor's process id.
+The environment names the file descriptors of the socket pair and of the listening socket, the
+supervisor's process id, and whether the end of the last engine may have been its requests'.
 """
 
 from __future__ import annotations
@@ -17,26 +19,32 @@ from dataclasses import dataclass
 CHANNEL_FD_ENV = "ECHO_SGLANG_SUPERVISOR_FD"
 LISTEN_FD_ENV = "ECHO_SGLANG_LISTEN_FD"
 SUPERVISOR_PID_ENV = "ECHO_SGLANG_SUPERVISOR_PID"
+BLAME_ENV = "ECHO_SGLANG_BLAME_REQUESTS"
+INHERITED_ENV = (CHANNEL_FD_ENV, LISTEN_FD_ENV, SUPERVISOR_PID_ENV, BLAME_ENV)
 
 ACCEPTING = "accepting"
 BEAT = "beat"
 GO = "go"
+LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What a supervised engine inherits."""
+    """What a supervised engine inherits. blame_requests: see `blame.may_be_of_requests`, of
+    the engine before it; true if there was none, as what came before is not known."""
 
     channel_fd: int
     listen_fd: int
     supervisor_pid: int
+    blame_requests: bool = True
 
     def to_environment(self) -> dict[str, str]:
-        """The variables that `take_inherited` reads."""
+        """The variables that `inherited_from` reads."""
         return {
             CHANNEL_FD_ENV: str(self.channel_fd),
             LISTEN_FD_ENV: str(self.listen_fd),
             SUPERVISOR_PID_ENV: str(self.supervisor_pid),
+            BLAME_ENV: str(int(self.blame_requests)),
         }
 
 
@@ -48,6 +56,7 @@ def inherited_from(environment: Mapping[str, str]) -> Inherited | None:
         int(environment[CHANNEL_FD_ENV]),
         int(environment[LISTEN_FD_ENV]),
         int(environment[SUPERVISOR_PID_ENV]),
+        environment.get(BLAME_ENV) != "0",
     )
 
 

@@ -14,7 +14,8 @@ from contextlib import suppress
 
 import psutil
 
-from echo_sglang.supervisor.channel import ACCEPTING, BEAT, GO, Inherited, message, parse
+from echo_sglang.supervisor.blame import count_oom_kills
+from echo_sglang.supervisor.channel import ACCEPTING, BEAT, GO, LOST, Inherited, message, parse
 from echo_sglang.supervisor.restarts import Beat, Exited
 
 TAIL_LINES = 40
@@ -32,6 +33,9 @@ class Engine:
     told: called from other threads with this engine and what happened to it.
     accepting: called from another thread when the engine is about to accept connections; it
     does when the call returns.
+    blame_requests: what the engine is told of the one before it.
+    lost: what it said of its own processes before it ended, see `blame.EngineEnd`; complete
+    once it is told that it exited.
     """
 
     def __init__(
@@ -42,15 +46,18 @@ class Engine:
         *,
         told: Told,
         accepting: Callable[[Engine], None],
+        blame_requests: bool,
     ) -> None:
         self._told = told
         self._accepting = accepting
         self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._unreaped = threading.Lock()
         self._reaped = False
+        self.lost: tuple[int, ...] | None = None
+        self._oom_kills_before = count_oom_kills()
         self._channel, theirs = socket.socketpair()
         with theirs:
-            inherited = Inherited(theirs.fileno(), listener.fileno(), os.getpid())
+            inherited = Inherited(theirs.fileno(), listener.fileno(), os.getpid(), blame_requests)
             self._process = subprocess.Popen(
                 command,
                 env={"PYTHONUNBUFFERED": "1", **environment, **inherited.to_environment()},
@@ -63,12 +70,19 @@ class Engine:
         self.pid = self._process.pid
         self._log_reader = threading.Thread(target=self._read_log, daemon=True)
         self._log_reader.start()
-        threading.Thread(target=self._read_channel, daemon=True).start()
+        self._channel_reader = threading.Thread(target=self._read_channel, daemon=True)
+        self._channel_reader.start()
         threading.Thread(target=self._wait, daemon=True).start()
 
     def last_lines(self) -> list[str]:
         """The end of its log."""
         return [line.decode(errors="replace") for line in list(self._tail)]
+
+    def oom_kills(self) -> int | None:
+        """Processes that the kernel ended for want of memory since this engine was started."""
+        now = count_oom_kills()
+        before = self._oom_kills_before
+        return None if now is None or before is None else now - before
 
     def drain(self) -> None:
         """Ask it to finish and to end."""
@@ -118,6 +132,10 @@ class Engine:
             self._channel.sendall(message(GO))
         elif said.get("says") == BEAT:
             self._told(self, Beat(ready=said.get("ready") is True))
+        elif said.get("says") == LOST:
+            codes = said.get("codes")
+            if isinstance(codes, list):
+                self.lost = tuple(code for code in codes if isinstance(code, int))
 
     def _wait(self) -> None:
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
@@ -128,6 +146,7 @@ class Engine:
             code = self._process.wait()
             self._reaped = True
         self._log_reader.join(LAST_LINES_S)
+        self._channel_reader.join(LAST_LINES_S)
         self._told(self, Exited(code))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from echo_sglang.supervisor.blame import EngineEnd, may_be_of_requests
 from echo_sglang.supervisor.door import Door, Unavailable
 from echo_sglang.supervisor.engine import Engine
 from echo_sglang.supervisor.restarts import (
@@ -64,6 +65,7 @@ class Supervisor:
         self._door = Door(listener, self._why, tls)
         self._door_turns = threading.Lock()
         self._engine: Engine | None = None
+        self._blame_requests = True
         self._state, self._first = first_start(clock())
 
     def run(self) -> int:
@@ -121,6 +123,7 @@ class Supervisor:
                 self._listener,
                 told=lambda engine, event: self._events.put((engine, event)),
                 accepting=self._let_in,
+                blame_requests=self._blame_requests,
             )
         say(f"engine {self._engine.pid} started")
 
@@ -135,9 +138,27 @@ class Supervisor:
         if event.code != 0 and self._state.phase is not Phase.DRAINING:
             for line in self._engine.last_lines()[-REPORTED_LINES:]:
                 say(f"  | {line}")
+        self._judge(self._engine, event.code)
         with self._door_turns:
             self._engine = None
             self._door.open()
+
+    def _judge(self, engine: Engine, code: int) -> None:
+        """What to tell the next engine of the requests that this one had.
+
+        One that never got ready had none, and may not have seen those of the one before it.
+        """
+        end = EngineEnd(
+            code=code,
+            lost=engine.lost,
+            killed=self._state.killed_for is not None,
+            oom_kills=engine.oom_kills(),
+        )
+        blame = may_be_of_requests(end)
+        served = self._state.ready_s is not None
+        self._blame_requests = blame if served else blame or self._blame_requests
+        if not blame:
+            say("it was ended from outside: its requests do not count this as a crash")
 
     def _report(self, before: Supervision) -> None:
         state = self._state

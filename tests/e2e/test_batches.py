@@ -25,6 +25,7 @@ pytestmark = pytest.mark.server
 
 CLIENTS = Path(__file__).parents[1] / "clients"
 RESPONSES = "/v1/responses"
+EMBEDDINGS = "/v1/embeddings"
 MOST_POLLS = 600
 
 
@@ -130,6 +131,17 @@ def test_what_kills_a_stock_server_is_an_error_row_and_its_neighbours_finish(
     assert batch_server.is_running() and batch_server.is_healthy()
 
 
+def test_embeddings_of_a_server_that_generates_are_error_rows_that_say_so(
+    client: openai.OpenAI, tmp_path: Path
+) -> None:
+    lines = [line(name, EMBEDDINGS, {"input": f"Say {name}"}) for name in ("a", "b")]
+    batch = ended(client, submit(client, tmp_path, lines).id)
+    assert (batch.status, batch.request_counts.failed) == ("completed", 2), batch
+    for row in rows(client, batch.error_file_id).values():
+        assert row["response"]["status_code"] == 400, row
+        assert "embedding model" in row["response"]["body"]["error"]["message"]
+
+
 def test_cancelled_lines_leave_the_engine_and_are_named(
     client: openai.OpenAI, batch_server: LiveServer, tmp_path: Path
 ) -> None:
@@ -229,7 +241,10 @@ def test_clients_that_leave_in_the_middle_leave_no_kv(emulated: LiveServer) -> N
     async def all_leave() -> None:
         url = f"http://127.0.0.1:{emulated.port}"
         limits = httpx.Limits(max_connections=200)
-        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=120) as client:
+        # The last of them wait for a connection as long as all before them take: on a busy
+        # machine longer than any one answer.
+        timeout = httpx.Timeout(120, pool=None)
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout) as client:
             await asyncio.gather(*(leave(client, number) for number in range(1_000)))
 
     asyncio.run(all_leave())

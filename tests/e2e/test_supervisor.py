@@ -5,7 +5,9 @@ The tests of one supervisor follow each other: every restart takes the better pa
 
 from __future__ import annotations
 
+import json
 import signal
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from echo_sglang.service.database import SQLITE_NAME
 from tests.e2e.http_kit import OFFLINE, generate, prompt
 from tests.e2e.supervised_server import SupervisedServer, alive
 
@@ -31,8 +34,9 @@ ENDLESS = 4000
 
 @pytest.fixture(scope="module")
 def server(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisedServer]:
-    log_path = tmp_path_factory.mktemp("supervised") / "serve.log"
-    found = SupervisedServer(model_path=model_path, log_path=log_path, flags=FLAGS)
+    folder = tmp_path_factory.mktemp("supervised")
+    flags = [*FLAGS, "--echo-data-dir", str(folder / "data")]
+    found = SupervisedServer(model_path=model_path, log_path=folder / "serve.log", flags=flags)
     found.spawn()
     yield found
     found.stop()
@@ -95,6 +99,46 @@ def in_background(server: SupervisedServer, body: dict[str, Any]) -> tuple[threa
     return thread, result
 
 
+def line_in_flight(server: SupervisedServer) -> str:
+    """A batch of one line that takes for ever, once the engine has it; its id."""
+    body = {"model": "m", "prompt": "Tell me", "max_tokens": ENDLESS, "ignore_eos": True}
+    entry = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    source = {"file": ("in.jsonl", json.dumps(entry).encode())}
+    url = f"http://127.0.0.1:{server.port}/v1"
+    with httpx.Client(trust_env=False, timeout=60) as client:
+        data = {"purpose": "batch"}
+        file = client.post(f"{url}/files", data=data, files=source).raise_for_status().json()
+        wanted = {
+            "input_file_id": file["id"],
+            "endpoint": "/v1/completions",
+            "completion_window": "24h",
+        }
+        batch = client.post(f"{url}/batches", json=wanted).raise_for_status().json()
+    server.until(
+        lambda: server.get("/echo/status").json()["requests"]["offline_running"], "the line"
+    )
+    return str(batch["id"])
+
+
+def crashes_of(server: SupervisedServer, batch_id: str) -> int:
+    """What the store holds against the batch's only line."""
+    path = server.log_path.parent / "data" / SQLITE_NAME
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        query = "SELECT crashes FROM lines WHERE batch_id = ?"
+        return int(connection.execute(query, (batch_id,)).fetchone()[0])
+    finally:
+        connection.close()
+
+
+def cancel(server: SupervisedServer, batch_id: str) -> None:
+    """So that its line is not in the way of the next test."""
+    assert server.post(f"/v1/batches/{batch_id}/cancel", {}).status_code == 200
+    server.until(
+        lambda: server.get(f"/v1/batches/{batch_id}").json()["status"] == "cancelled", "its end"
+    )
+
+
 def test_until_the_first_engine_is_ready_the_port_answers_503(server: SupervisedServer) -> None:
     server.until(lambda: b"started" in server.log_path.read_bytes(), "an engine")
     assert_unavailable(server.post("/v1/chat/completions", CHAT))
@@ -106,6 +150,7 @@ def test_until_the_first_engine_is_ready_the_port_answers_503(server: Supervised
 def test_an_engine_whose_scheduler_is_killed_mid_decode_is_replaced(
     server: SupervisedServer,
 ) -> None:
+    batch_id = line_in_flight(server)
     thread, result = in_background(server, generate(prompt(1, 20), ENDLESS, {}))
     old = server.engine_processes()
     server.scheduler().kill()
@@ -115,17 +160,23 @@ def test_an_engine_whose_scheduler_is_killed_mid_decode_is_replaced(
     assert "error" in result or "error" in result["last"]
     assert not any(alive(process) for process in old)
     assert "crashed with exit code -9" in server.log_tail(1000)
+    assert "it was ended from outside" in server.log_tail(1000)
+    assert crashes_of(server, batch_id) == 0
+    cancel(server, batch_id)
 
 
 def test_an_engine_whose_scheduler_is_stopped_is_found_to_hang_and_replaced(
     server: SupervisedServer,
 ) -> None:
+    batch_id = line_in_flight(server)
     old = server.engine_processes()
     server.scheduler().send_signal(signal.SIGSTOP)
     seen = until_served(server)
     assert 503 in seen and set(seen) <= {0, 503}
     assert not any(alive(process) for process in old)
     assert f"it hung: its scheduler was silent for {HANG_S} s" in server.log_tail(1000)
+    assert crashes_of(server, batch_id) == 1  # a request may make a scheduler hang
+    cancel(server, batch_id)
 
 
 def test_sigterm_gives_offline_work_back_finishes_online_and_ends_with_zero(

@@ -86,6 +86,19 @@ def test_errors_have_one_shape_whatever_the_application_gave() -> None:
     assert missing.status == 404 and set(missing.body["error"]) == set(flat)
 
 
+def test_the_metadata_of_an_answer_holds_only_texts() -> None:
+    app = FastAPI()
+    versions = [{"version": "default", "start": 0, "end": 4}]
+
+    @app.post(CHAT)
+    async def chat() -> dict[str, Any]:
+        return {"metadata": {"weight_version": "default", "weight_versions": versions}}
+
+    metadata = ask(app).body["metadata"]
+    assert metadata["weight_version"] == "default"
+    assert orjson.loads(metadata["weight_versions"]) == versions
+
+
 def test_an_application_that_breaks_before_it_answers_is_a_lost_engine() -> None:
     async def broken(*_: Any) -> None:
         raise ConnectionError("gone")

@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from echo_sglang.service.forecast import Speed
 from echo_sglang.service.http_batches import batches_router
 from echo_sglang.service.http_files import files_router
 from echo_sglang.service.model import EngineAnswer, LineTag
@@ -34,9 +35,13 @@ class OpenGate:
     def __init__(self) -> None:
         self.open = True
         self.tags: list[LineTag] = []
+        self.now_speed = Speed()
 
     ready = True
     capacity = 8
+
+    async def speed(self) -> Speed:
+        return self.now_speed
 
     async def submit(self, endpoint: str, body: Mapping[str, Any], tag: LineTag) -> EngineAnswer:
         self.tags.append(tag)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from echo_sglang.service.files import Files
+from echo_sglang.service.forecast import Speed
 from echo_sglang.service.model import EngineAnswer, LineTag
 from echo_sglang.service.runner import Runner, RunnerSettings
 from echo_sglang.service.store import open_store
@@ -20,6 +21,9 @@ class WaitingEngine:
 
     ready = True
     capacity = 8
+
+    async def speed(self) -> Speed:
+        return Speed()
 
     async def submit(self, endpoint: str, body: Mapping[str, Any], tag: LineTag) -> EngineAnswer:
         await asyncio.sleep(0.1)

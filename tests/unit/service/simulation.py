@@ -28,6 +28,7 @@ from echo_sglang.service.errors import (
 )
 from echo_sglang.service.feeder import FeedSettings
 from echo_sglang.service.files import Files
+from echo_sglang.service.forecast import Speed
 from echo_sglang.service.model import (
     Batch,
     EngineAnswer,
@@ -193,6 +194,9 @@ class FakeEngine:
     @property
     def capacity(self) -> int:
         return self.capacity_lines
+
+    async def speed(self) -> Speed:
+        return Speed()
 
     async def submit(self, endpoint: str, body: Mapping[str, Any], tag: LineTag) -> EngineAnswer:
         name = f"{body['prompt']}"

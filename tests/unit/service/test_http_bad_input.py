@@ -199,6 +199,12 @@ def test_the_docs_have_a_row_for_each_case() -> None:
     assert {row[0] for row in table("body")} == set(LINES)
 
 
+def test_the_test_of_each_fault_in_the_docs_exists() -> None:
+    sources = [path.read_text() for path in DOCS.parents[1].joinpath("tests").rglob("test_*.py")]
+    for *_, named in table("fault"):
+        assert any(f"def {named.strip('`')}(" in source for source in sources), named
+
+
 def entry(**changes: Any) -> bytes:
     """A line with other values; None leaves a field out."""
     fields = {**orjson.loads(line("a")), **changes}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.unit.service.http_kit import World, line, lines, rows, wanted, world
+from echo_sglang.service.forecast import Speed
+from tests.unit.service.http_kit import POLLS, World, line, lines, rows, wanted, world
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,40 @@ def test_the_window_is_the_deadline_of_every_line(one: World) -> None:
     assert ended["completion_window"] == "90m"
     assert ended["expires_at"] - ended["created_at"] == 90 * 60
     assert int(one.engine.tags[0].deadline_unix_s) == ended["expires_at"]
+
+
+def forecast(one: World, batch_id: str) -> dict[str, Any]:
+    """What is said of a running batch once the engine was asked anew: now and then."""
+    for _ in range(POLLS):
+        said: dict[str, Any] = one.until(batch_id, "in_progress")["echo"]
+        if said["eta_from"] is not None:
+            return said
+        time.sleep(0.02)
+    raise AssertionError(said)
+
+
+def test_a_batch_that_will_not_make_its_window_says_so_before_its_first_line_is_done(
+    one: World,
+) -> None:
+    one.engine.open = False
+    one.engine.now_speed = Speed(measured_work_per_s=10.0)
+    try:
+        # Each answer may have 30,000 tokens, weighed twice: 6,000 s at that pace.
+        slow = one.submit(lines("a", held=True, max_tokens=30_000), completion_window="60m")
+        assert slow["echo"]["eta_s"] is None  # its lines are not read yet
+        behind = one.submit(lines("b", held=True, max_tokens=30_000), completion_window="3h")
+        said = forecast(one, slow["id"])
+        assert said["eta_from"] == "measured_pace" and said["within_window"] is False
+        assert 6_000 <= said["eta_s"] < 6_100 and "its window has 3,5" in said["warning"]
+        assert said["output_tokens_at_most"] == 30_000 and said["prompt_tokens_about"] > 0
+        # What is due earlier goes first; both together make 3 hours.
+        later = forecast(one, behind["id"])
+        assert 12_000 <= later["eta_s"] < 12_200 and "batch_expired" in later["warning"]
+    finally:
+        one.engine.open = True
+        one.engine.now_speed = Speed()
+    for batch in (slow, behind):
+        assert one.until(batch["id"], "completed")["echo"]["warning"] is None
 
 
 def test_cancel_keeps_what_finished_and_names_the_rest(one: World) -> None:

@@ -103,13 +103,13 @@ def test_a_store_of_an_older_release_is_upgraded_only_when_asked(
     shutil.copytree(Path(database.__file__).parent / "migrations", newer)
     (newer / "versions" / "next.py").write_text(
         "from alembic import op\nimport sqlalchemy as sa\n"
-        "revision, down_revision = 'next', '0001'\n"
+        "revision, down_revision = 'next', '0002'\n"
         "def upgrade(): op.add_column('files', sa.Column('colour', sa.Text))\n"
     )
     monkeypatch.setattr(database, "MIGRATIONS", str(newer))
     database._migrations.cache_clear()
     try:
-        with pytest.raises(StoreSchemaError, match="old schema 0001, this release's is next"):
+        with pytest.raises(StoreSchemaError, match="old schema 0002, this release's is next"):
             open_store(tmp_path / "data")
         store = open_store(tmp_path / "data", upgrade=True)
         with store.database.reading() as connection:

@@ -89,6 +89,22 @@ def test_an_orderly_stop_blames_nobody(store: Store) -> None:
     assert len(store.work.waiting(batch.id, 10)) == 2
 
 
+def test_a_server_that_was_killed_from_outside_blames_its_own_lines_not_those_of_others(
+    store: Store,
+) -> None:
+    own, own_batch = started(store, 1)  # held by "one"
+    other_batch = create(store, add_file(store, 1))
+    [(other, _)] = store.work.acquire("two", 100.0, 30.0, 5)
+    store.work.begin_lines(other)
+    store.work.add_lines(other, lines_of(other_batch.id, 1))
+    store.work.start(other, "m", 101.0)
+    for lease in (own, other):
+        assert store.work.dispatch(lease, [1]) == {1}
+    assert len(store.work.acquire("one", 200.0, 30.0, 5, blame_own=False)) == 2
+    assert store.work.suspects(own_batch.id, 1, 5) == []
+    assert [line.number for line in store.work.suspects(other_batch.id, 1, 5)] == [1]
+
+
 def test_lines_come_in_the_order_of_their_keys(store: Store) -> None:
     _, batch = started(store, 7)
     waiting = store.work.waiting(batch.id, 10)

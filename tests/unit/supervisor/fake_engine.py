@@ -5,6 +5,8 @@ Arguments: a file that counts starts, and one behaviour a start (the last one re
     hang       is ready, beats once, then never again
     serve      answers every request with 200; ends with 0 on SIGTERM
     stubborn   as serve, but ignores SIGTERM
+    orphaned   is ready, says that a process of its own was killed, and ends as SGLang does
+    failed     is ready, says that a process of its own reported an error, and ends likewise
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import threading
 import time
 from pathlib import Path
 
-from echo_sglang.supervisor.channel import ACCEPTING, BEAT, inherited_from, message
+from echo_sglang.supervisor.channel import ACCEPTING, BEAT, LOST, inherited_from, message
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -42,12 +44,19 @@ def main() -> None:
         sys.exit(3)
     inherited = inherited_from(os.environ)
     assert inherited is not None
+    print(f"engine {number} blames requests: {inherited.blame_requests}")
     channel = socket.socket(fileno=inherited.channel_fd)
     channel.sendall(message(ACCEPTING))
     channel.makefile("rb").readline()
     if behaviour == "hang":
         channel.sendall(message(BEAT, ready=True))
         time.sleep(600)
+    if behaviour in ("orphaned", "failed"):
+        channel.sendall(message(BEAT, ready=True))
+        time.sleep(0.2)  # so that the supervisor sees it ready
+        codes = [-signal.SIGKILL] if behaviour == "orphaned" else []
+        channel.sendall(message(LOST, codes=codes))
+        os.kill(os.getpid(), signal.SIGKILL)
     act = signal.SIG_IGN if behaviour == "stubborn" else lambda *_: os._exit(0)
     signal.signal(signal.SIGTERM, act)
     server = http.server.ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False)

@@ -95,6 +95,16 @@ def test_crashes_and_hangs_are_survived_with_the_port_open_and_a_stop_ends_with_
     assert running.text().rstrip().endswith("stopped with exit code 0: drained")
 
 
+def test_each_engine_learns_whether_the_last_one_died_of_its_requests(start: Start) -> None:
+    running = start("orphaned", "failed", "serve")
+    running.until(running.serves)
+    text = running.text()
+    assert "engine 0 blames requests: True" in text  # what was before is not known
+    assert "engine 1 blames requests: False" in text  # a process of engine 0 was killed
+    assert "engine 2 blames requests: True" in text  # one of engine 1 reported an error
+    assert text.count("it was ended from outside") == 1
+
+
 def test_a_crash_loop_ends_with_its_reason(start: Start) -> None:
     running = start("crash")
     assert running.process.wait(TIMEOUT_S) == 1
