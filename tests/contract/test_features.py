@@ -53,11 +53,12 @@ ORDINARY: dict[str, Any] = {
     "return_logprob": False,
     "return_hidden_states": False,
     "to_finish": None,
+    "finished_reason": None,
 }
 
 
 def running(**fields: Any) -> Any:
-    return SimpleNamespace(finished=lambda: False, **{**ORDINARY, **fields})
+    return SimpleNamespace(**{**ORDINARY, **fields})
 
 
 def test_an_ordinary_request_may_be_released() -> None:

@@ -33,6 +33,8 @@ ECHOS_OWN = {
     "echo_config",
     "dump_decisions",
     "give_offline_back",
+    "let_offline_iteration_end",
+    "wait_for_device",
     "probe_cached",
 }
 """Public methods of EchoScheduler that SGLang has no counterpart of."""
