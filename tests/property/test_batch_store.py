@@ -41,6 +41,7 @@ class Twin:
     paused: bool = False
     fence: int = 0
     held: bool = False
+    holder: str | None = None
     waiting: dict[int, int] = field(default_factory=dict)
     in_flight: dict[int, int] = field(default_factory=dict)
     results: dict[str, list[int]] = field(default_factory=lambda: {"output": [], "error": []})
@@ -148,8 +149,12 @@ class StoreAgainstDict(RuleBasedStateMachine):
 
     # Runners
 
-    @rule(wait_s=st.sampled_from([0.0, LEASE_S + 1]), crashed=st.booleans())
-    def acquire(self, wait_s: float, crashed: bool) -> None:
+    @rule(
+        wait_s=st.sampled_from([0.0, LEASE_S + 1]),
+        holder=st.sampled_from(["one", "two"]),
+        blame_own=st.booleans(),
+    )
+    def acquire(self, wait_s: float, holder: str, blame_own: bool) -> None:
         self.now += wait_s
         free = {
             batch_id
@@ -159,7 +164,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
                 twin.held and batch_id in self.leases and self.leases[batch_id].until > self.now
             )
         }
-        taken = self.store.work.acquire("one", self.now, LEASE_S, 99, crashed=crashed)
+        taken = self.store.work.acquire(holder, self.now, LEASE_S, 99, blame_own=blame_own)
         assert {lease.batch_id for lease, _ in taken} == free
         for lease, _ in taken:
             twin = self.twins[lease.batch_id]
@@ -167,7 +172,8 @@ class StoreAgainstDict(RuleBasedStateMachine):
                 self.stale.append(self.leases[lease.batch_id])
             assert lease.fence == twin.fence + 1
             twin.fence, twin.held = lease.fence, True
-            twin.put_back(set(twin.in_flight), crashed)
+            twin.put_back(set(twin.in_flight), blame_own or twin.holder != holder)
+            twin.holder = holder
             self.leases[lease.batch_id] = lease
 
     @rule(data=st.data(), num_lines=st.integers(0, 5))
