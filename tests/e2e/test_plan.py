@@ -35,7 +35,8 @@ def kept(folder: Path) -> dict[str, int]:
 
 
 def stopped_after(folder: Path, runs: int, how: signal.Signals) -> subprocess.Popen[str]:
-    """Start a plan in a session of its own; stop it after `runs` runs."""
+    """Start a plan in a session of its own; after `runs` runs stop it, with its children where a
+    terminal would interrupt them too."""
     process = subprocess.Popen(
         command(folder),
         stdout=subprocess.PIPE,
@@ -50,7 +51,7 @@ def stopped_after(folder: Path, runs: int, how: signal.Signals) -> subprocess.Po
             assert time.monotonic() < give_up_s, f"no {runs} runs in {TIMEOUT_S} s"
             time.sleep(0.02)
     finally:
-        os.kill(process.pid, how)
+        (os.killpg if how is signal.SIGINT else os.kill)(process.pid, how)
     return process
 
 

@@ -15,7 +15,7 @@ from tests.e2e.conftest import ServerFactory
 from tests.e2e.http_kit import OFFLINE, ONLINE, generate, prompt, status, until_idle
 from tests.e2e.live_server import LiveServer
 
-pytestmark = [pytest.mark.server, pytest.mark.alone]
+pytestmark = pytest.mark.server
 
 NUM_RANKS = 3
 """SmolLM2 has nine heads and three KV heads."""

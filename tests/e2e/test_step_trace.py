@@ -22,7 +22,7 @@ from tests.e2e.conftest import ServerFactory
 from tests.e2e.http_kit import OFFLINE, ONLINE, generate, prompt, status, until, until_idle
 from tests.e2e.live_server import LiveServer
 
-pytestmark = [pytest.mark.server, pytest.mark.alone]
+pytestmark = pytest.mark.server
 
 KV_TOKENS = 4096
 FLAGS = (

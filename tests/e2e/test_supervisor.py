@@ -20,7 +20,7 @@ from echo_sglang.service.database import SQLITE_NAME
 from tests.e2e.http_kit import OFFLINE, generate, prompt
 from tests.e2e.supervised_server import SupervisedServer, alive
 
-pytestmark = [pytest.mark.server, pytest.mark.alone]
+pytestmark = pytest.mark.server
 
 HANG_S = "5"
 FLAGS = [
