@@ -85,6 +85,7 @@ def test_answers_do_not_depend_on_what_the_cache_kept(served: Any) -> None:
     _, server = served
     body = generate(question(0, 0), 8, ONLINE)
     again = answer_to(server, body)
+    until_idle(server)
     assert server.post("/flush_cache", {}).status_code == 200
     fresh = answer_to(server, body)
     assert fresh["meta_info"]["cached_tokens"] == 0
