@@ -124,6 +124,11 @@ def build_echo_cache(ctx: TreeCacheBuildContext) -> Any:
     """
     if ctx.disable_radix_cache:
         return default_radix_cache_factory(ctx)
+    if ctx.is_hybrid_ssm:
+        raise IncompatibleError(
+            "Echo cannot release requests of models with Mamba or other state-space layers: their "
+            "state is no KV; use --echo-off, which serves as stock SGLang does"
+        )
     for holds, given in _unranked(ctx):
         if holds:
             raise IncompatibleError(
@@ -140,7 +145,6 @@ def _unranked(ctx: TreeCacheBuildContext) -> list[tuple[bool, str]]:
     params = ctx.params
     return [
         (ctx.is_hybrid_swa, "the sliding-window layers of this model"),
-        (ctx.is_hybrid_ssm, "the Mamba or state-space layers of this model"),
         (ctx.enable_hierarchical_cache, "a host cache (--enable-hierarchical-cache)"),
         (params.enable_session_radix_cache, "session KV (--enable-session-radix-cache)"),
         (params.is_eagle, "the bigram keys of speculative decoding"),

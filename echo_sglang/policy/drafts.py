@@ -35,7 +35,7 @@ class Drafting:
     def beside_nobody_waiting(self) -> list[Draft]:
         """Nobody online waits: fill the budget with offline prompts, or only decode."""
         chunk, budget_s = self.iteration.snapshot.chunk, self._offline_budget()
-        candidates = self._candidates()
+        candidates = self._candidates(budget_s)
         park = ChunkAction.NONE if chunk is None else ChunkAction.PARK
         drafts = [Draft(kind=PlanKind.KEEP, budget_s=budget_s, action=park)]
         own = () if chunk is None else ((chunk.remaining_tokens, chunk.prefix_tokens),)
@@ -121,9 +121,9 @@ class Drafting:
         cap = iteration.chunk_cap(work)
         least = min(cap, self._least_tokens)
         if not iteration.model.trained:
-            known = max(settings.safe_chunk_tokens, iteration.known_tokens())
-            if iteration.snapshot.impact is not None:
-                known = settings.safe_chunk_tokens
+            known = settings.safe_chunk_tokens
+            if iteration.snapshot.impact is None:
+                known = max(known, iteration.known_tokens())
             return 0 if online_rows else min(cap, known)
         if iteration.snapshot.impact is not None:
             return impact_chunk(iteration, work, budget_s, least)
@@ -131,8 +131,7 @@ class Drafting:
         if not online_rows:
             # Nobody is delayed now, and a model that is wrong is corrected only by running.
             return max(tokens, least)
-        if online_rows:
-            tokens = iteration.known_chunk(work, tokens)
+        tokens = iteration.known_chunk(work, tokens)
         if tokens < least:
             return 0
         efficient = iteration.is_efficient(work, tokens, settings.min_chunk_efficiency)
@@ -148,8 +147,8 @@ class Drafting:
         guard_s = arrival_guard(burst_s, slo) / iteration.snapshot.delivery_steps
         return min(decode_budget(iteration.snapshot), guard_s)
 
-    def _candidates(self) -> tuple[OfflineCandidate, ...]:
-        return () if self.released else self.admission.admissible(self._offline_budget())
+    def _candidates(self, budget_s: float) -> tuple[OfflineCandidate, ...]:
+        return () if self.released else self.admission.admissible(budget_s)
 
     def _may_sit_out(self, chunk: ChunkInProgress) -> bool:
         return chunk.parked_steps < self.settings.max_chunk_parked_steps
@@ -176,15 +175,20 @@ class Drafting:
         alone = alone or self.iteration.snapshot.impact is not None
         if alone or action in (ChunkAction.PARK, ChunkAction.RELEASE):
             return [online]
-        candidates = self._candidates()
+        left_s = self._offline_budget()
+        candidates = self._candidates(left_s)
         cached = tuple(c for c in candidates if c.is_cached)
-        drafts = [online, *self._joined(PlanKind.ONLINE_SIBLINGS, online, cached)]
+        drafts = [online, *self._joined(PlanKind.ONLINE_SIBLINGS, online, cached, left_s)]
         if len(cached) < len(candidates):
-            drafts += self._joined(PlanKind.ONLINE_NEXT_GROUP, online, candidates)
+            drafts += self._joined(PlanKind.ONLINE_NEXT_GROUP, online, candidates, left_s)
         return drafts
 
     def _joined(
-        self, kind: PlanKind, online: Draft, candidates: tuple[OfflineCandidate, ...]
+        self,
+        kind: PlanKind,
+        online: Draft,
+        candidates: tuple[OfflineCandidate, ...],
+        left_s: float,
     ) -> list[Draft]:
         """`online` with offline prompts behind, if the time left holds a useful chunk of them."""
         if not candidates:
@@ -193,7 +197,7 @@ class Drafting:
         first_token_s = min(
             (w.deadline_s - snapshot.now_s for w in online.online), default=math.inf
         )
-        budget_s = min(self._offline_budget(), first_token_s)
+        budget_s = min(left_s, first_token_s)
         work = [*online.work, *_work_of(candidates)]
         known = max(self.iteration.known_tokens(), online.tokens)
         tokens = min(self.iteration.largest_chunk(work, budget_s), known)

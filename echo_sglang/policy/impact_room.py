@@ -139,11 +139,9 @@ def _all_but_one(
     """All of them if even one alone takes too long; else all but the one that is nearest its
     end among the most urgent."""
     by_value = sorted(rows, key=lambda row: (-row.urgency, row.remaining_tokens))
-    if not by_value or model.upper(
-        decode_shape(snapshot, OfflineRows.of(by_value[:1]))
-    ) > lone_budget(snapshot, model):
-        return rows
-    return tuple(by_value[1:])
+    kept = decode_shape(snapshot, OfflineRows.of(by_value[:1]))
+    fits = model.upper(kept) <= lone_budget(snapshot, model)
+    return tuple(by_value[1:]) if fits else rows
 
 
 def row_room(iteration: Iteration, candidates: Sequence[OfflineCandidate], slots: int) -> int:

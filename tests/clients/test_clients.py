@@ -22,7 +22,8 @@ __all__ = ["model_path", "start_server"]
 pytestmark = pytest.mark.server
 
 TIMEOUT_S = 180.0
-WANTED = os.environ.get("ECHO_TEST_CLIENTS", "").replace("all", ",".join(CLIENTS)).split(",")
+NAMED = [name for name in os.environ.get("ECHO_TEST_CLIENTS", "").split(",") if name]
+WANTED = list(CLIENTS) if NAMED == ["all"] else NAMED
 HERE = Path(__file__).parent
 
 
@@ -35,6 +36,10 @@ def server(start_server: ServerFactory, tmp_path_factory: pytest.TempPathFactory
 def needs(client: str) -> pytest.MarkDecorator:
     reason = f"ECHO_TEST_CLIENTS does not name {client}"
     return pytest.mark.skipif(client not in WANTED, reason=reason)
+
+
+def test_the_clients_that_are_wanted_exist() -> None:
+    assert set(WANTED) <= set(CLIENTS), f"there are {', '.join(CLIENTS)}; or say all"
 
 
 @pytest.mark.parametrize("client", [pytest.param(name, marks=needs(name)) for name in CLIENTS])

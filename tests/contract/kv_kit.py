@@ -135,11 +135,16 @@ class CacheKit:
 
     def path(self, node: EchoTreeNode) -> list[int]:
         """The tokens from the root to the end of a node."""
-        tokens: list[int] = []
-        while node is not self.core.root_node:
-            tokens = [*node.key.raw_token_ids(), *tokens]
-            node = node.parent
-        return tokens
+        return path_of(self.core, node)
+
+
+def path_of(core: EchoInspector, node: EchoTreeNode) -> list[int]:
+    """The tokens from the root of a tree to the end of a node."""
+    tokens: list[int] = []
+    while node is not core.root_node:
+        tokens = [*node.key.raw_token_ids(), *tokens]
+        node = node.parent
+    return tokens
 
 
 def key_of(tokens: list[int]) -> RadixKey:

@@ -23,9 +23,10 @@ from sglang.test.test_utils import CustomTestCase
 
 from echo_sglang.adapter import compat, radix_cache
 from echo_sglang.config import EvictionPolicy
+from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.errors import IncompatibleError
 from echo_sglang.kv.cache_policy import CachePolicySettings
-from tests.contract.kv_kit import OFFLINE, ONLINE, CacheKit, build_echo_fixture, key_of
+from tests.contract.kv_kit import OFFLINE, ONLINE, CacheKit, build_echo_fixture, key_of, path_of
 
 DOCUMENT = list(range(1000, 1040))
 
@@ -142,6 +143,29 @@ def test_sglangs_kit_keeps_every_slot_and_a_sane_tree(
     assert cache.evictable_size() == cache.protected_size() == 0
 
 
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_what_a_preempted_request_leaves_is_of_its_class(page_size: int) -> None:
+    kit = Lifecycle()
+    kit.cfg = CacheConfig(page_size=page_size, kv_size=512)
+    cache, allocator, rows = build_echo_fixture(kit.cfg, CachePolicySettings())
+    shared = kit._make_seq(100, 2)
+    for first, offline in ((200, True), (300, False)):
+        prompt = [*shared, *kit._make_seq(first, 2)]
+        req = kit._make_inflight_req(cache, allocator, rows, prompt, [7] * 16, allocated=True)[0]
+        req.is_offline = offline
+        release_kv_cache(req, cache, checkpoint=True)
+    both = {ServiceClass.ONLINE, ServiceClass.OFFLINE}
+    found: set[int] = set()
+    for node in cache.tree_core._node_arena.values():
+        path = path_of(cache.tree_core, node)
+        begun = [first for first in (200, 300) if first in path]
+        expected = {(): both, (200,): {ServiceClass.OFFLINE}, (300,): {ServiceClass.ONLINE}}
+        if path:
+            assert node.classes() == expected[tuple(begun)], path
+            found.update(begun, path[-1:])
+    assert found >= {200, 300, 7, shared[-1]}
+
+
 def context(**changes: Any) -> Any:
     params = SimpleNamespace(
         enable_session_radix_cache=changes.pop("enable_session_radix_cache", False),
@@ -163,7 +187,6 @@ def context(**changes: Any) -> Any:
     ("field", "said"),
     [
         ("is_hybrid_swa", "sliding-window"),
-        ("is_hybrid_ssm", "Mamba"),
         ("enable_hierarchical_cache", "--enable-hierarchical-cache"),
         ("enable_session_radix_cache", "--enable-session-radix-cache"),
         ("is_eagle", "speculative"),
@@ -173,6 +196,11 @@ def test_a_cache_whose_parts_are_not_ranked_is_refused(field: str, said: str) ->
     with pytest.raises(IncompatibleError, match=said) as refusal:
         radix_cache.build_echo_cache(context(**{field: True}))
     assert "--echo-eviction lru" in str(refusal.value)
+
+
+def test_a_state_space_model_is_refused_with_what_serves_it() -> None:
+    with pytest.raises(IncompatibleError, match=r"Mamba.*--echo-off"):
+        radix_cache.build_echo_cache(context(is_hybrid_ssm=True))
 
 
 def test_without_a_radix_cache_sglangs_own_is_built() -> None:

@@ -199,7 +199,7 @@ class PagedTreeAgainstModel(TreeAgainstModel):
     page_size = 4
 
 
-BUDGET = settings(examples(25), stateful_step_count=60)
+BUDGET = settings(examples(50), stateful_step_count=60)
 TestTreeCore = TreeAgainstModel.TestCase
 TestTreeCore.settings = BUDGET
 TestPagedTreeCore = PagedTreeAgainstModel.TestCase

@@ -2,7 +2,6 @@
 
 ECHO_TEST_MODEL           folder of a Hugging Face model; without it these tests are skipped
 ECHO_TEST_SERVER_MODULE   what `python -m` starts, if not echo_sglang.launch_server
-ECHO_TEST_THREADS         threads a server computes with, 2 if not said
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ SERVER_ENVIRONMENT = {
     # A dying server otherwise waits a minute for dumps that a CPU cannot give.
     "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
     "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
-    "OMP_NUM_THREADS": os.environ.get("ECHO_TEST_THREADS", "2"),
+    "OMP_NUM_THREADS": "2",
     "SGLANG_PLATFORM": "echo_cpu",
 }
 
