@@ -34,6 +34,11 @@ def kept(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("runs/*.json")}
 
 
+def _hear_interrupts() -> None:
+    """Who starts the tests in the background may have told them to ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def stopped_after(folder: Path, runs: int, how: signal.Signals) -> subprocess.Popen[str]:
     """Start a plan in a session of its own; after `runs` runs stop it, with its children where a
     terminal would interrupt them too."""
@@ -43,6 +48,7 @@ def stopped_after(folder: Path, runs: int, how: signal.Signals) -> subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_hear_interrupts,
     )
     give_up_s = time.monotonic() + TIMEOUT_S
     try:
