@@ -55,7 +55,7 @@ class RequestIntake(ClockedScheduler):
             slo = self.echo_settings.slo
             tag = req.tag
             req.progress = OnlineProgress(
-                arrival_s=self.echo_clock(),
+                arrival_s=self.arrived_s(req),
                 ttft_slo_s=slo.ttft_slo_s if tag.ttft_ms is None else tag.ttft_ms / 1e3,
                 tpot_slo_s=slo.tpot_slo_s if tag.tpot_ms is None else tag.tpot_ms / 1e3,
             )

@@ -137,6 +137,11 @@ class Emulation:
         """Virtual time is the only time."""
         return self.emulator.clock.now_s
 
+    def arrived_s(self, req: Req) -> float:
+        """On the virtual clock, of requests of the workload."""
+        record = self.emulator.records.get(req.rid)
+        return self.echo_clock() if record is None else record.request.arrival_s + START_S
+
     def wait_for_device(self, result: EmulatedResult) -> None:
         """The host waits for one iteration."""
         self.emulator.clock.wait_until(result.end_s)

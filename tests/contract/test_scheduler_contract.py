@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,11 @@ pytest.importorskip("sglang")
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.schedule_policy import PrefillAdder
 from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.observability.req_time_stats import (
+    APIServerReqTimeStats,
+    DPControllerReqTimeStats,
+    SchedulerReqTimeStats,
+)
 
 from echo_sglang.adapter import compat, verify
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
@@ -28,6 +34,7 @@ from echo_sglang.sim.environment import EMULATE_ENV
 
 ECHOS_OWN = {
     "echo_clock",
+    "arrived_s",
     "echo_wall_clock",
     "cache_clock",
     "echo_config",
@@ -297,3 +304,22 @@ def test_the_launcher_refuses_before_it_loads_a_model(tmp_path: Path) -> None:
     assert ended.returncode == 2, ended.stderr[-2000:]
     assert ended.stderr.splitlines()[-1].startswith("echo_sglang: --pp-size above 1")
     assert "--echo-off" in ended.stderr.splitlines()[-1]
+
+
+def test_a_request_arrived_when_the_api_server_got_it() -> None:
+    """Through the pickle that takes it to the scheduler; now, if nobody noted it."""
+    noted = APIServerReqTimeStats()
+    noted.set_created_time(90.0)
+    for sent in (noted, DPControllerReqTimeStats.new_from_obj(noted)):
+        received = SchedulerReqTimeStats.new_from_obj(pickle.loads(pickle.dumps(sent)))
+        # the clocks of two processes are put beside the wall clock, which may be corrected
+        assert arrived_s(received) == pytest.approx(90.0, abs=0.1)
+    assert arrived_s(SchedulerReqTimeStats()) == 100.0
+    noted.set_created_time(1000.0)
+    assert arrived_s(SchedulerReqTimeStats.new_from_obj(noted)) == 100.0
+
+
+def arrived_s(stats: SchedulerReqTimeStats) -> float:
+    """What a scheduler whose clock stands at 100 s makes of it."""
+    scheduler = SimpleNamespace(echo_clock=lambda: 100.0)
+    return EchoScheduler.arrived_s(scheduler, SimpleNamespace(time_stats=stats))  # type: ignore[arg-type]
