@@ -51,9 +51,9 @@ class ImpactSettings:
 
     ttft: float
     tpot: float
-    ttft_margin: float = 0.95
-    tpot_margin: float = 0.95
-    tokens_window_s: float = 1.0
+    ttft_margin: float = 1.0
+    tpot_margin: float = 0.97
+    tokens_window_s: float = 0.5
     waits_window_s: float = 30.0
     stretch: float = 0.2
     memory_s: float = 60.0

@@ -100,11 +100,11 @@ def test_time_that_was_not_used_does_not_pay_for_more_than_a_window() -> None:
     account = account_at()
     for i in range(1, 100_001):
         account.step(0.01 * i, StepImpact(seconds=0.01, alone_s=0.01, decode_s=0.01))
-    # One second of decode time has earned 20 ms; a thousand have earned no more.
-    account.step(1000.0, StepImpact(seconds=0.01 + 0.0205, alone_s=0.01, decode_s=0.01))
+    # Half a second of decode time has earned 10 ms; a thousand have earned no more.
+    account.step(1000.0, StepImpact(seconds=0.01 + 0.0105, alone_s=0.01, decode_s=0.01))
     assert not account.room(1000.0).begins
     assert account.room(1000.0).longer_share > 0.0
-    account.step(1000.0, StepImpact(seconds=0.01 + 0.0205, alone_s=0.01, decode_s=0.01))
+    account.step(1000.0, StepImpact(seconds=0.01 + 0.0105, alone_s=0.01, decode_s=0.01))
     assert account.room(1000.0).longer_share == 0.0
 
 
