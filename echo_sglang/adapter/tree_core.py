@@ -267,13 +267,28 @@ class EchoTreeCore(UnifiedTreeCore):
                 node, used_s=node.online_used_s, tokens=len(node.key), now_s=self.clock()
             )
 
+    def _update_evictable_leaf_sets(self, node: EchoTreeNode) -> None:
+        """As upstream's, where everything is on the device: every child holds KV there, and the
+        host has no leaves. Asked several times by every operation."""
+        full = node.component_data[FULL]
+        if node.children or full.lock_ref or full.value is None or node is self.root_node:
+            self.evictable_device_leaves.discard(node)
+        else:
+            self.evictable_device_leaves.add(node)
+
+    def _inc_hit_count_and_check(self, node: EchoTreeNode) -> bool:
+        """There is no host cache to back it up to, however often it is hit."""
+        node.hit_count += 1
+        return False
+
     def became_leaf(self, node: EchoTreeNode) -> None:
         """`node` may be evicted from now on."""
-        if node not in self.policy.ages:
-            self.became_idle(node)
-        self.policy.leaf(node, tokens=len(node.key), now_s=self.clock())
-        if self.policy.num_unranked > 2 * UNRANKED_LEAVES:
-            self.policy.rank(self.references_of, keep=UNRANKED_LEAVES)
+        policy, now_s, tokens = self.policy, self.clock(), len(node.key.token_ids)
+        if node.online and node not in policy.ages:
+            policy.idle(node, used_s=node.online_used_s, tokens=tokens, now_s=now_s)
+        policy.leaf(node, tokens=tokens, now_s=now_s)
+        if policy.num_unranked > 2 * UNRANKED_LEAVES:
+            policy.rank(self.references_of, keep=UNRANKED_LEAVES)
 
     def is_cached(self, node_id: int) -> bool:
         """True while the node is in the tree; what leads to its end is cached as long."""

@@ -40,8 +40,9 @@ class AgeBuckets(Generic[Item]):
 
     def enter(self, item: Item, *, used_s: float, tokens: int, now_s: float) -> int:
         """`item`, last used at `used_s`, is idle now; returns its bucket. In again: replaced."""
-        if item in self._idle:
-            self.leave(item)
+        before = self._idle.get(item)
+        if before is not None:
+            self._tokens[before.bucket] -= before.tokens
         bucket = bucket_of(now_s - used_s)
         self._tickets += 1
         idle = self._idle[item] = _Idle(bucket, tokens, used_s, self._tickets)
