@@ -58,7 +58,8 @@ class EchoConfig:
         "--echo-slo-margin",
         0.85,
         "share of each SLO that is planned with, above 0 and at most 1; the rest absorbs "
-        "tokenization, HTTP and detokenization (of the TPOT never more than three tokens' time)",
+        "HTTP and detokenization (of the TPOT 0.75 tokens' time in all, and up to two more "
+        "while much online prefill runs)",
     )
     impact_percent: float = _option(
         "--echo-impact-percent",

@@ -1,7 +1,8 @@
-"""How many online prompt tokens tend to arrive together."""
+"""How many online prompt tokens tend to arrive together, and what they took of late."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 WINDOW_S = 0.5
@@ -37,3 +38,30 @@ class BurstEstimate:
     def tokens(self) -> int:
         """The learned burst; 0 before the first arrival."""
         return self._cached
+
+
+class OnlineShare:
+    """The share of the time lately in which the prompts computed were those of online requests.
+
+    An average over time that forgets: what was `memory_s` ago counts 1/e.
+    """
+
+    __slots__ = ("_last", "_last_s", "_memory_s", "_share")
+
+    def __init__(self, *, memory_s: float = 8.0) -> None:
+        self._memory_s = memory_s
+        self._share = self._last = 0.0
+        self._last_s: float | None = None
+
+    def decided(self, now_s: float, chunk_tokens: int, offline_tokens: int) -> None:
+        """From now on an iteration computes so many prompt tokens, some of offline requests."""
+        passed_s = 0.0 if self._last_s is None else max(now_s - self._last_s, 0.0)
+        kept = math.exp(-passed_s / self._memory_s)
+        self._share = self._share * kept + self._last * (1.0 - kept)
+        self._last_s = now_s
+        self._last = 1.0 - offline_tokens / chunk_tokens if chunk_tokens else 0.0
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1, as of the last decision."""
+        return self._share

@@ -36,23 +36,28 @@ class OnlineProgress:
         return next_token_deadline(self.first_token_s, self.tokens, self.tpot_slo_s, slo)
 
     def decode_limits_s(
-        self, slo: SloSettings, in_flight_end_s: float | None = None
+        self,
+        slo: SloSettings,
+        in_flight_end_s: float | None = None,
+        online_share: float = 0.0,
     ) -> tuple[float, float]:
         """When the token is due that a decode step decided on now computes, and when the gap
         before it gets too long.
 
         in_flight_end_s: when the token before it comes, if that is still on its way; None if
-        all tokens computed so far were noted.
+        all tokens computed so far were noted. online_share: see `next_token_deadline`.
         """
         tpot_s, first_s = self.tpot_slo_s, self.first_token_s
         longest_gap_s = slo.max_gap_factor * tpot_s
         if in_flight_end_s is None:
-            last_s = self.last_token_s
-            return self.next_deadline_s(slo), math.inf if last_s is None else last_s + longest_gap_s
+            if first_s is None or self.last_token_s is None:
+                return self.next_deadline_s(slo), math.inf
+            due_s = next_token_deadline(first_s, self.tokens, tpot_s, slo, online_share)
+            return due_s, self.last_token_s + longest_gap_s
         tokens = self.tokens + 1
         if first_s is None:
             first_s, tokens = in_flight_end_s, 1
-        due_s = next_token_deadline(first_s, tokens, tpot_s, slo)
+        due_s = next_token_deadline(first_s, tokens, tpot_s, slo, online_share)
         return due_s, in_flight_end_s + longest_gap_s
 
     @property

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from echo_sglang.domain.plan import ChunkAction, PlanKind
-from echo_sglang.domain.snapshot import ChunkInProgress, OfflineCandidate, OfflineRow, WaitingOnline
+from echo_sglang.domain.snapshot import (
+    ChunkInProgress,
+    OfflineCandidate,
+    OfflineRow,
+    OfflineRows,
+    WaitingOnline,
+)
 from echo_sglang.policy.admission import Admission
 from echo_sglang.policy.impact_room import impact_budget, impact_chunk
 from echo_sglang.policy.iteration import Iteration, Work, total_tokens
 from echo_sglang.policy.plans import Draft
-from echo_sglang.policy.preemption import covers, online_shortage
+from echo_sglang.policy.preemption import covers, decode_shape, online_shortage
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import arrival_guard, decode_budget, gap_budget
 
@@ -250,8 +256,8 @@ class Drafting:
     def _online_budget(self, waiting: tuple[WaitingOnline, ...], work: Work) -> float:
         """Time for one iteration of online prefill beside running online rows.
 
-        Running rows set it, but the prompt tokens get at least as much time as the iteration
-        costs without them: a backlog is not ended by crumbs. If the waiting ones would then
+        Running rows set it, but the prompt tokens get at least as much time as the online rows
+        alone take: a backlog is not ended by crumbs. If the waiting ones would then
         miss their first token, the running rows may be late once, up to their largest gap:
         they can catch up.
         """
@@ -260,7 +266,7 @@ class Drafting:
         budget_s = max(
             decode_budget(snapshot),
             slo.tpot_margin * slo.tpot_slo_s,
-            2.0 * iteration.seconds(work, 1),
+            2.0 * iteration.model.upper(decode_shape(snapshot, OfflineRows())),
         )
         deadlines = [w.deadline_s for w in waiting]
         if snapshot.chunk is not None and snapshot.chunk.deadline_s is not None:

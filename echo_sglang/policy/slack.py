@@ -14,8 +14,11 @@ class SloSettings:
 
     max_gap_factor: no gap between two tokens may exceed this many TPOT SLOs.
     ttft_margin, tpot_margin: share of each SLO that is planned with; the rest absorbs
-    what the scheduler does not see (tokenization, HTTP, detokenization). Of the TPOT no more is
-    kept back than one largest gap in all, see `next_token_deadline`.
+    what the scheduler does not see (HTTP, detokenization).
+    most_kept, kept_for_bursts: how many TPOT SLOs of one request are kept back at most: so many,
+    and so many more while all prefill is that of online requests, see `next_token_deadline`.
+    catch_up_tokens: a row that is late shall be in time again after so many tokens, as far as
+    fewer offline rows beside it help.
     arrival_share: share of the TTFT SLO that one iteration may take while nobody is online.
     """
 
@@ -24,11 +27,15 @@ class SloSettings:
     max_gap_factor: float = 3.0
     ttft_margin: float = 0.85
     tpot_margin: float = 0.85
+    most_kept: float = 0.75
+    kept_for_bursts: float = 2.0
+    catch_up_tokens: float = 16.0
     arrival_share: float = 0.25
 
     def __post_init__(self) -> None:
         assert self.ttft_slo_s > 0 and self.tpot_slo_s > 0
         assert 0 < self.ttft_margin <= 1 and 0 < self.tpot_margin <= 1
+        assert self.most_kept >= 0 and self.kept_for_bursts >= 0 and self.catch_up_tokens > 0
 
 
 def first_token_deadline(arrival_s: float, ttft_slo_s: float, slo: SloSettings) -> float:
@@ -37,17 +44,22 @@ def first_token_deadline(arrival_s: float, ttft_slo_s: float, slo: SloSettings) 
 
 
 def next_token_deadline(
-    first_token_s: float, output_tokens: int, tpot_slo_s: float, slo: SloSettings
+    first_token_s: float,
+    output_tokens: int,
+    tpot_slo_s: float,
+    slo: SloSettings,
+    online_share: float = 0.0,
 ) -> float:
     """When token number `output_tokens` + 1 must be computed, counted from the first.
 
     A request that ran ahead of its TPOT owns slack, one that is late owes it. What is kept back
-    grows by a share of every token until it holds one largest gap: the SLO is on the mean, so
-    one gap is all that can come between, however many tokens there are.
+    grows by a share of every token up to some tokens' time: the SLO is on the mean, so that is what
+    may come between, however many tokens there are. It is a prompt that comes between, so more
+    is kept while online prompts take more of the time: online_share, from 0 to 1.
     """
     due_s = output_tokens * tpot_slo_s
-    kept_s = min((1.0 - slo.tpot_margin) * due_s, slo.max_gap_factor * tpot_slo_s)
-    return first_token_s + due_s - kept_s
+    most_s = (slo.most_kept + slo.kept_for_bursts * online_share) * tpot_slo_s
+    return first_token_s + due_s - min((1.0 - slo.tpot_margin) * due_s, most_s)
 
 
 def decode_budget(snapshot: Snapshot) -> float:
@@ -73,15 +85,20 @@ def gap_budget(snapshot: Snapshot) -> float:
 def sustainable_step(snapshot: Snapshot, slo: SloSettings) -> float:
     """Longest decode step that need not be shortened by sending offline rows away.
 
-    A row that is late for the moment catches up while steps take less than its TPOT: only
-    prefill has to wait for it, as long as no gap between two tokens gets too long.
+    A row that is late catches up while steps take less than its TPOT, all the faster the fewer
+    offline rows there are; no offline prompt runs until it has. A short pause of the rows is
+    cheaper than a long one of the prompts.
     """
     budget_s = decode_budget(snapshot)
-    tpot_s = snapshot.online.tightest_tpot_s
-    if tpot_s is None:
+    online = snapshot.online
+    if online.tightest_tpot_s is None or online.earliest_deadline_s is None:
         return budget_s
-    steady_s = slo.tpot_margin * tpot_s / snapshot.delivery_steps
-    return max(budget_s, min(steady_s, gap_budget(snapshot)))
+    late_s = max(snapshot.now_s + snapshot.in_flight_s - online.earliest_deadline_s, 0.0)
+    steady_s = min(
+        slo.tpot_margin * online.tightest_tpot_s,
+        online.tightest_tpot_s - late_s / slo.catch_up_tokens,
+    )
+    return max(budget_s, min(steady_s / snapshot.delivery_steps, gap_budget(snapshot)))
 
 
 def arrival_guard(burst_prefill_s: float, slo: SloSettings) -> float:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from echo_sglang.domain.plan import ChunkAction, Reason
-from echo_sglang.domain.snapshot import ChunkInProgress, MemoryView
+from echo_sglang.domain.snapshot import ChunkInProgress, MemoryView, OfflineRows
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.coscheduler import decide
@@ -164,6 +164,18 @@ def test_a_row_late_for_the_moment_catches_up_without_anybody_giving_way() -> No
     assert decide(snapshot(online=hurried, offline_rows=rows), MODEL, SETTINGS).release
 
 
+@pytest.mark.parametrize(("late_s", "gone"), [(0.0, 0), (0.2, 0), (0.8, 5), (1.2, 10), (9.0, 12)])
+def test_the_later_a_row_is_the_fewer_offline_rows_decode_beside_it(
+    late_s: float, gone: int
+) -> None:
+    # 13 rows take 75 ms. To catch up with 0.8 s in 16 tokens leaves 50 ms for each, which is 8
+    # rows; 1.2 s leaves 25 ms, 3 rows; 9 s cannot be caught up: as little as makes sense, 1 row.
+    rows = tuple(row(f"r{i}") for i in range(12))
+    late = replace(online(1, due_in_s=-late_s), tightest_tpot_s=0.1)
+    plan = decide(snapshot(online=late, offline_rows=rows), MODEL, SETTINGS)
+    assert len(plan.release) == gone
+
+
 def test_no_gap_between_two_tokens_gets_too_long_while_a_row_catches_up() -> None:
     rows = tuple(row(f"r{i}") for i in range(12))
     late = replace(online(1, due_in_s=0.01), tightest_tpot_s=0.1, earliest_gap_s=10.06)
@@ -237,7 +249,7 @@ def test_a_prompt_larger_than_the_pool_less_reserve_still_runs_alone() -> None:
 def test_a_released_row_stays_away_for_some_iterations() -> None:
     fresh = candidate("a", tokens=9, parked=3)
     assert decide(snapshot(candidates=(fresh,)), MODEL, SETTINGS).offline_order == ()
-    rested = replace(fresh, steps_parked=4)
+    rested = fresh._replace(steps_parked=4)
     assert decide(snapshot(candidates=(rested,)), MODEL, SETTINGS).offline_order == ("a",)
 
 
@@ -406,14 +418,15 @@ def test_with_nobody_online_a_model_that_thinks_everything_is_slow_still_lets_wo
     assert plan.chunk_tokens == SETTINGS.min_chunk_tokens
 
 
-def test_online_prefill_gets_at_least_as_much_time_as_decoding_all_rows() -> None:
-    # 60 rows and one token take 311 ms, more than the TPOT SLO: 622 ms hold 312 tokens
-    plan = decide(
-        snapshot(online=online(60, due_in_s=-1.0), waiting_online=(waiting("w", tokens=900),)),
-        MODEL,
-        SETTINGS,
-    )
-    assert plan.chunk_tokens == 312
+def test_online_prefill_gets_at_least_as_much_time_as_decoding_the_online_rows() -> None:
+    # 60 rows take 310 ms, more than the TPOT SLO: 620 ms hold 310 tokens
+    prompt = waiting("w", tokens=900, due_in_s=9.0)
+    state = snapshot(online=online(60, due_in_s=-1.0), waiting_online=(prompt,))
+    assert decide(state, MODEL, SETTINGS).chunk_tokens == 310
+    # offline rows that cannot give way make the iteration longer, not its prefill larger
+    rows = tuple(row(f"r{i}", releasable=False) for i in range(20))
+    plan = decide(replace(state, offline_rows=OfflineRows.of(rows)), MODEL, SETTINGS)
+    assert plan.chunk_tokens == 210
 
 
 def test_a_chunk_of_few_tokens_waits_while_online_rows_would_pay_a_fixed_price_for_it() -> None:
@@ -451,8 +464,8 @@ def test_a_row_ends_its_rest_early_only_when_kv_and_time_clearly_grew(
     available: int, due_in_s: float, parked: int, comes_back: bool
 ) -> None:
     # It needs 300 + 16 tokens; it left when 1,000 were available and 0.1 s for offline work.
-    rested = replace(
-        candidate("a", tokens=300, parked=parked), left_available_tokens=1_000, left_budget_s=0.1
+    rested = candidate("a", tokens=300, parked=parked)._replace(
+        left_available_tokens=1_000, left_budget_s=0.1
     )
     state = snapshot(
         online=online(1, due_in_s=due_in_s),

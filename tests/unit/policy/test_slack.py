@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from echo_sglang.policy.arrivals import BurstEstimate
+from echo_sglang.policy.arrivals import BurstEstimate, OnlineShare
 from echo_sglang.policy.attainment import AttainmentWindow, OnlineProgress
 from echo_sglang.policy.slack import (
     SloSettings,
@@ -48,14 +48,25 @@ def test_the_token_after_the_one_in_flight_is_due_one_tpot_later() -> None:
     assert running.decode_limits_s(SLO, 11.2)[1] == pytest.approx(12.1)
 
 
-def test_a_long_answer_keeps_back_no_more_than_one_largest_gap() -> None:
-    # 0.03 s of each 0.3 s are kept back, until that is the largest gap: 3 * 0.3 s, at token 30
-    assert next_token_deadline(0.0, 20, 0.3, SLO) == pytest.approx(20 * 0.27)
-    assert next_token_deadline(0.0, 30, 0.3, SLO) == pytest.approx(30 * 0.27)
-    assert next_token_deadline(0.0, 31, 0.3, SLO) == pytest.approx(30 * 0.27 + 0.3)
-    # A row that is at its deadline may still meet the largest gap and be in time.
-    late_s = next_token_deadline(0.0, 1_000, 0.3, SLO) + SLO.max_gap_factor * 0.3
-    assert late_s <= 1_000 * 0.3 + 1e-9
+def test_a_long_answer_keeps_back_a_fixed_time_that_grows_with_online_prefill() -> None:
+    # 0.03 s of each 0.3 s are kept back, up to 0.75 * 0.3 s: after 7.5 tokens
+    assert next_token_deadline(0.0, 7, 0.3, SLO) == pytest.approx(7 * 0.27)
+    assert next_token_deadline(0.0, 8, 0.3, SLO) == pytest.approx(7.25 * 0.3)
+    assert next_token_deadline(0.0, 99, 0.3, SLO) == pytest.approx(98.25 * 0.3)
+    # up to 0.75 + 0.5 * 2 tokens' time while half of the time goes to online prompts
+    assert next_token_deadline(0.0, 7, 0.3, SLO, 0.5) == pytest.approx(7 * 0.27)
+    assert next_token_deadline(0.0, 99, 0.3, SLO, 0.5) == pytest.approx(97.25 * 0.3)
+
+
+def test_deadlines_of_running_rows_follow_the_share_of_online_prefill() -> None:
+    running = progress()
+    running.note(1, 11.0)
+    running.note(100, 40.0)
+    calm, busy = running.decode_limits_s(SLO), running.decode_limits_s(SLO, None, 1.0)
+    assert calm[0] - busy[0] == pytest.approx(SLO.kept_for_bursts * 0.3)
+    flying = running.decode_limits_s(SLO, 40.2, 1.0)
+    assert running.decode_limits_s(SLO, 40.2)[0] - flying[0] == pytest.approx(0.6)
+    assert calm[1] == busy[1] == pytest.approx(40.9)  # the largest gap stays what it is
 
 
 def test_a_first_token_in_flight_is_counted_from_when_it_comes() -> None:
@@ -124,3 +135,15 @@ def test_bursts_are_learned_from_what_arrives_together() -> None:
     for second in range(20):
         calm.observe(float(second), 100)
     assert calm.tokens == 100
+
+
+def test_the_share_of_online_prefill_is_an_average_over_time_that_forgets() -> None:
+    online = OnlineShare(memory_s=10.0)
+    assert online.share == 0.0
+    online.decided(0.0, 100, 0)
+    online.decided(100.0, 100, 75)  # online prompts only, for long
+    assert online.share == pytest.approx(1.0, abs=1e-4)
+    online.decided(110.0, 0, 0)  # then a quarter of them, for one memory
+    assert online.share == pytest.approx(0.25 + 0.75 * math.exp(-1.0), abs=1e-4)
+    online.decided(1_000.0, 100, 0)  # no prefill at all counts as none of theirs
+    assert online.share == pytest.approx(0.0, abs=1e-4)
