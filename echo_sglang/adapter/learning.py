@@ -156,9 +156,10 @@ class StepLearning(ClockedScheduler):
 
     def _follow(self, reqs: list[Req], now_s: float) -> None:
         """Note how far every request of a batch has come."""
-        for req in reqs:
-            # Most rows are offline ones that go on: there is nothing to note of them.
-            if isinstance(req, EchoReq) and (req.progress or req.finished_reason):
+        # Most rows are offline ones that go on: there is nothing to note of them.
+        noted = [r for r in reqs if r.finished_reason or getattr(r, "progress", None)]
+        for req in noted:
+            if isinstance(req, EchoReq):
                 self._note_progress(req, now_s)
 
     def _note_progress(self, req: EchoReq, now_s: float) -> None:

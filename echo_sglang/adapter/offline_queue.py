@@ -146,11 +146,12 @@ class OfflineQueue:
 
     def admitted(self, rid: str) -> None:
         """`rid`, which was materialized, runs now; it leaves the queue."""
-        tokens = self.pool.tokens(rid)
-        waiting = self._waiting[rid]
-        cached = 0 if waiting.req is None else len(self._mark(waiting.req)) + waiting.req.prefix_len
+        req = self._waiting[rid].req
+        assert req is not None, rid
+        tokens = self.marked_tokens(req)
+        cached = len(self._mark(req)) + req.prefix_len
         entry = self.pool.admit(rid, computed_tokens=max(len(tokens) - cached, 1))
-        req = self._forget(rid, tokens).req
+        self._forget(rid, tokens)
         if isinstance(req, EchoReq):
             req.admitted_as = entry
 
@@ -180,7 +181,7 @@ class OfflineQueue:
 
     def tokens(self, rid: str) -> array[int]:
         """The tokens of a waiting request, without the mark of its namespace."""
-        return self.pool.tokens(rid)[len(self._mark(self._waiting[rid].source)) :]
+        return _without(self.pool.tokens(rid), self._mark(self._waiting[rid].source))
 
     def cached_end(self, rid: str) -> CachedPrefix | None:
         """What `note_cached_end` was told of a waiting request."""
@@ -232,8 +233,12 @@ class OfflineQueue:
 
     def _tell(self, tokens: array[int], source: Any) -> None:
         if self.listener is not None:
-            unmarked = tokens[len(self._mark(source)) :]
-            self.listener(unmarked, *namespace_of(source))
+            self.listener(_without(tokens, self._mark(source)), *namespace_of(source))
+
+
+def _without(tokens: array[int], mark: array[int]) -> array[int]:
+    """What follows the mark; no copy where there is none."""
+    return tokens[len(mark) :] if mark else tokens
 
 
 def _may_still_produce(req: Req) -> int:

@@ -116,6 +116,7 @@ class RowFacts(NamedTuple):
     ignores_eos: bool
     is_offline: bool
     can_resume: bool
+    has_deadline: bool
 
 
 def facts_of(req: Req) -> RowFacts:
@@ -130,6 +131,7 @@ def facts_of(req: Req) -> RowFacts:
             ignores_eos=params.ignore_eos,
             is_offline=is_offline(req),
             can_resume=can_resume(req),
+            has_deadline=isinstance(req, EchoReq) and req.tag.deadline_unix_s is not None,
         )
         if isinstance(req, EchoReq):
             req.row_facts = facts

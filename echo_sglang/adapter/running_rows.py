@@ -1,6 +1,6 @@
-"""The rows of the running batch as a decision sees them, in one pass over them.
+"""The rows of the running batch as a decision sees them.
 
-Every iteration pays for this once a row: hence plain loops and no calls where an attribute
+Every iteration pays for this once a row: hence comprehensions and no calls where an attribute
 will do.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
-from echo_sglang.adapter.requests import EchoReq, facts_of
+from echo_sglang.adapter.requests import EchoReq, RowFacts, facts_of
 from echo_sglang.domain.snapshot import OfflineRows, OnlineLoad
 
 if TYPE_CHECKING:
@@ -31,37 +31,67 @@ def running_rows(
     scheduler: EchoScheduler, batch: ScheduleBatch, now_s: float, in_flight_end_s: float
 ) -> RunningRows:
     """What decodes now. in_flight_end_s: when the tokens that the device computes are there."""
-    ratio = scheduler.new_token_ratio_tracker.current
-    urgency_of = scheduler.offline_queue.urgency_of_running
-    online: list[Req] = []
-    offline: list[tuple[str, int, int, int, int, bool, int, float]] = []
-    growth = 0.0
-    for req in batch.reqs:
-        if req.finished_reason is not None:
-            continue
-        facts = facts_of(req)
-        produced = len(req.output_ids)
-        left = facts.max_new_tokens - produced
-        if left > 0:
-            clipped = left if left < CLIP_MAX_NEW_TOKENS else CLIP_MAX_NEW_TOKENS
-            growth += clipped if facts.ignores_eos else clipped * ratio
-        if not facts.is_offline:
-            online.append(req)
-            continue
-        kv_tokens = facts.prompt_tokens + produced
-        own = kv_tokens - req.kv.cache_protected_len
-        can_go = produced > 0 and facts.can_resume and req.to_finish is None
-        entry = getattr(req, "admitted_as", None)
-        has_deadline = entry is not None and entry.deadline_s is not None
-        # In the order of the columns of OfflineRows.
-        offline.append(
-            (facts.rid, kv_tokens, own if own > 0 else 0, produced, left if left > 0 else 0,
-             can_go, req.retraction_count, urgency_of(req, now_s) if has_deadline else 1.0)
-        )  # fmt: skip
+    reqs = [req for req in batch.reqs if req.finished_reason is None]
+    facts = [getattr(req, "row_facts", None) or facts_of(req) for req in reqs]
+    produced = [len(req.output_ids) for req in reqs]
+    left = [f.max_new_tokens - tokens for f, tokens in zip(facts, produced, strict=True)]
+    growth = _growth(facts, left, scheduler.new_token_ratio_tracker.current)
+    places = [i for i, known in enumerate(facts) if known.is_offline]
+    if len(places) < len(reqs):
+        online = [req for req, known in zip(reqs, facts, strict=True) if not known.is_offline]
+        reqs = [reqs[i] for i in places]
+        facts = [facts[i] for i in places]
+        produced = [produced[i] for i in places]
+        left = [left[i] for i in places]
+    else:
+        online = []
     return RunningRows(
         online=_online_load(scheduler, online, in_flight_end_s),
-        offline=OfflineRows.of_tuples(offline),
+        offline=_offline_rows(scheduler, reqs, facts, produced, left, now_s),
         growth_tokens=growth,
+    )
+
+
+def _growth(facts: Sequence[RowFacts], left: Sequence[int], ratio: float) -> float:
+    """By SGLang's estimate: as much as is allowed, but of what may end early only a share."""
+    most = CLIP_MAX_NEW_TOKENS
+    clipped = [0 if tokens < 0 else most if tokens > most else tokens for tokens in left]
+    fixed = [tokens for f, tokens in zip(facts, clipped, strict=True) if f.ignores_eos]
+    return ratio * sum(clipped) + (1.0 - ratio) * sum(fixed)
+
+
+def _offline_rows(
+    scheduler: EchoScheduler,
+    reqs: Sequence[Req],
+    facts: Sequence[RowFacts],
+    produced: Sequence[int],
+    left: Sequence[int],
+    now_s: float,
+) -> OfflineRows:
+    """Column by column, which takes half the time of row by row."""
+    if not reqs:
+        return OfflineRows()
+    kv_tokens = [f.prompt_tokens + tokens for f, tokens in zip(facts, produced, strict=True)]
+    in_tree = [req.kv.cache_protected_len for req in reqs]
+    releasable = [
+        tokens > 0 and f.can_resume and req.to_finish is None
+        for req, f, tokens in zip(reqs, facts, produced, strict=True)
+    ]
+    urgencies = [1.0] * len(reqs)
+    if any([f.has_deadline for f in facts]):
+        urgency_of = scheduler.offline_queue.urgency_of_running
+        urgencies = [urgency_of(req, now_s) for req in reqs]
+    return OfflineRows(
+        rids=tuple([f.rid for f in facts]),
+        kv_tokens=tuple(kv_tokens),
+        private_tokens=tuple(
+            [kv - own if kv > own else 0 for kv, own in zip(kv_tokens, in_tree, strict=True)]
+        ),
+        output_tokens=tuple(produced),
+        remaining_tokens=tuple([tokens if tokens > 0 else 0 for tokens in left]),
+        releasable=tuple(releasable),
+        preemptions=tuple([req.retraction_count for req in reqs]),
+        urgencies=tuple(urgencies),
     )
 
 
@@ -87,7 +117,8 @@ def _online_load(
             continue
         # A row that decodes has its first token, be it noted yet or not.
         unseen = progress.first_token_s is None or req.rid in in_flight
-        due_s, late_s = progress.decode_limits_s(slo, in_flight_end_s if unseen else None)
+        seen_s = in_flight_end_s if unseen else None
+        due_s, late_s = progress.decode_limits_s(slo, seen_s, scheduler.online_share.share)
         deadlines_s.append(due_s)
         gaps_s.append(late_s)
         tpots_s.append(progress.tpot_slo_s)

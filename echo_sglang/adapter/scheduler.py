@@ -50,7 +50,7 @@ from echo_sglang.domain.plan import ChunkAction, Reason, StepPlan
 from echo_sglang.estimate.output_length import OutputLengths
 from echo_sglang.estimate.step_time import StepTimeFitter
 from echo_sglang.metrics import Instruments, prometheus_instruments
-from echo_sglang.policy.arrivals import BurstEstimate
+from echo_sglang.policy.arrivals import BurstEstimate, OnlineShare
 from echo_sglang.policy.attainment import AttainmentWindow
 from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.decision_log import Decision, DecisionLog
@@ -61,6 +61,9 @@ from echo_sglang.policy.selection import SelectionSettings
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
 from echo_sglang.sim.environment import EMULATE_ENV
+
+LEAST_WANTED, WANTED_FACTOR = 512, 2
+"""Candidates are looked for until they hold so many tokens, or so many times a late chunk."""
 
 
 class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
@@ -111,6 +114,7 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
         self._late_work = LateWork()
         self.step_tracer = make_step_tracer(self, config)
         self.bursts = BurstEstimate()
+        self.online_share = OnlineShare()
         self.impact = impact_of(config)
         self.attainment = AttainmentWindow()
         self.decision_log = DecisionLog(config.decision_log_size)
@@ -119,6 +123,7 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
         self.echo_counters: dict[str, int] = {}
         self.online_denied_tokens = 0
         self.last_chunk_tokens = self.chunk_parked_steps = 0
+        self.wanted_tokens = self.chunked_prefill_size
         emulated = EMULATE_ENV in os.environ
         self.device_is_synchronous = str(self.device) == "cpu" and not emulated
         self._plan = StepPlan(reason=Reason.IDLE)
@@ -148,6 +153,11 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
             self._give_running_back(running_batch)
         plan = self._plan = self._next_plan(running_batch)
         self.last_chunk_tokens = plan.chunk_tokens
+        self.online_share.decided(self._decided_s, plan.chunk_tokens, plan.offline_tokens)
+        self.wanted_tokens = min(
+            max(WANTED_FACTOR * plan.chunk_tokens, 3 * self.wanted_tokens // 4, LEAST_WANTED),
+            self.chunked_prefill_size,
+        )
         parked = plan.chunk_action is ChunkAction.PARK
         self.chunk_parked_steps = self.chunk_parked_steps + 1 if parked else 0
         self._release(plan, running_batch, self._decided_s)

@@ -130,7 +130,7 @@ def _candidates(scheduler: EchoScheduler, now_s: float) -> tuple[OfflineCandidat
         scheduler.probe_cached,
         now_s=now_s,
         step=scheduler.echo_step,
-        wanted_tokens=scheduler.chunked_prefill_size,
+        wanted_tokens=scheduler.wanted_tokens,
         settings=scheduler.selection_settings,
         computing=computing,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from echo_sglang.domain.tag import ServiceClass
 
@@ -134,9 +134,9 @@ class ChunkInProgress:
         return self.service_class is ServiceClass.ONLINE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OfflineCandidate:
-    """One pooled or parked offline request that could be prefilled next, best first.
+class OfflineCandidate(NamedTuple):
+    """One pooled or parked offline request that could be prefilled next, best first. A tuple,
+    since every decision makes some.
 
     extend_tokens: tokens still to compute after `prefix_tokens` served from the cache.
     steps_parked: iterations since it was released, None if it never ran.
@@ -155,9 +155,6 @@ class OfflineCandidate:
     urgency: float = 1.0
     left_available_tokens: int = 0
     left_budget_s: float = math.inf
-
-    def __post_init__(self) -> None:
-        assert self.urgency >= 1.0
 
     @property
     def is_cached(self) -> bool:

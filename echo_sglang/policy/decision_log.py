@@ -183,9 +183,13 @@ def _header(values: dict[str, Any]) -> tuple[CoschedulerSettings, float | None]:
 
 
 def _record(decision: Decision, fit: int | None) -> dict[str, Any]:
-    rows = decision.snapshot.offline_rows
+    snapshot = decision.snapshot
+    tables = {
+        "offline_rows": [asdict(row) for row in snapshot.offline_rows],
+        "candidates": [candidate._asdict() for candidate in snapshot.candidates],
+    }
     return {
-        "snapshot": asdict(decision.snapshot) | {"offline_rows": [asdict(row) for row in rows]},
+        "snapshot": asdict(snapshot) | tables,
         "model": model_to_plain(decision.model) | {"fit": fit},
         "plan": asdict(decision.plan),
     }

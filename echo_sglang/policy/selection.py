@@ -29,7 +29,8 @@ def select_candidates(
     settings: SelectionSettings,
     computing: Iterable[int] = (),
 ) -> tuple[OfflineCandidate, ...]:
-    """Candidates in the order to admit them, enough to fill `wanted_tokens` of prefill.
+    """Candidates in the order to admit them, enough to fill `wanted_tokens` of prefill; those
+    that rest come on top.
 
     probe: tokens of an entry that the KV cache holds now; it must not disturb the cache.
     computing: identities of prefixes that a half-done prompt is computing, see `being_computed`.
@@ -44,7 +45,7 @@ def select_candidates(
         end = pool.index.end(entry.rid)
         if cached_of.waits_like_others(entry, end):
             continue
-        shared = _above(end)
+        shared = cached_of.shared_by(end)
         cached = min(cached_of(entry, shared), entry.num_tokens - 1)
         known = cached + settings.slack_tokens
         uncached = [id(node) for node in shared if node.depth > known]
@@ -57,6 +58,7 @@ def select_candidates(
             uncached.append(id(end))
         computing.update(uncached)
         parked_at = entry.parked_at_step
+        steps_parked = None if parked_at is None else step - parked_at
         extend = entry.num_tokens - cached
         chosen.append(
             OfflineCandidate(
@@ -64,14 +66,15 @@ def select_candidates(
                 extend_tokens=extend,
                 prefix_tokens=cached,
                 max_new_tokens=entry.max_new_tokens,
-                steps_parked=None if parked_at is None else step - parked_at,
-                urgency=pool.urgency(entry.rid),
+                steps_parked=steps_parked,
+                urgency=1.0 if entry.deadline_s is None else pool.urgency(entry.rid),
                 rest_steps=entry.rest_steps,
                 left_available_tokens=entry.left_available_tokens,
                 left_budget_s=entry.left_budget_s,
             )
         )
-        tokens += extend
+        if steps_parked is None or steps_parked >= entry.rest_steps:
+            tokens += extend
         if tokens >= wanted_tokens:
             break
     return tuple(chosen)
@@ -86,16 +89,6 @@ def being_computed(
     return {id(node) for node, shared in pool.index.along(prompt) if shared > known}
 
 
-def _above(end: Node[str]) -> list[Node[str]]:
-    """The nodes between where a prompt ends and the root, deepest first."""
-    found = []
-    node = end.parent
-    while node is not None and node.parent is not None:
-        found.append(node)
-        node = node.parent
-    return found
-
-
 class _CachedTokens:
     """Cached tokens of pooled requests within one pass, probed once for those that share.
 
@@ -106,6 +99,7 @@ class _CachedTokens:
     def __init__(self, probe: Callable[[OfflineEntry], int]) -> None:
         self._probe = probe
         self._known: dict[int, int] = {}
+        self._shared: dict[int, list[Node[str]]] = {}
         self._waiting: set[int] = set()
 
     def __call__(self, entry: OfflineEntry, shared: list[Node[str]]) -> int:
@@ -120,6 +114,18 @@ class _CachedTokens:
             self._known[id(node)] = min(cached, node.depth)
         self._waiting.clear()
         return cached
+
+    def shared_by(self, end: Node[str]) -> list[Node[str]]:
+        """The nodes between where a prompt ends and the root, deepest first. Siblings' are the
+        same: a list not to be changed."""
+        found = self._shared.get(id(end.parent))
+        if found is None:
+            found = self._shared[id(end.parent)] = []
+            node = end.parent
+            while node is not None and node.parent is not None:
+                found.append(node)
+                node = node.parent
+        return found
 
     def note_waiting(self, end: Node[str]) -> None:
         """A request that ends there waits for a prefix that somebody is about to compute."""

@@ -40,7 +40,7 @@ def life_of_an_offline_request() -> list[Decision]:
         snapshot(offline_rows=(row("x", output=1),)),
         snapshot(offline_rows=(row("x", output=2),)),
         snapshot(offline_rows=(row("x", output=3),), waiting_online=crowd),
-        snapshot(candidates=(replace(candidate("x", tokens=1, parked=1), rest_steps=4),)),
+        snapshot(candidates=(candidate("x", tokens=1, parked=1)._replace(rest_steps=4),)),
     )
 
 

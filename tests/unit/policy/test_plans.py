@@ -16,7 +16,7 @@ from .builders import MODEL, SETTINGS, candidate, memory, online, row, snapshot,
 
 
 def cached(rid: str, *, tokens: int, prefix: int = 400, urgency: float = 1.0) -> OfflineCandidate:
-    return replace(candidate(rid, tokens=tokens), prefix_tokens=prefix, urgency=urgency)
+    return candidate(rid, tokens=tokens)._replace(prefix_tokens=prefix, urgency=urgency)
 
 
 def half_done(remaining: int, *, prefix: int = 100, parked: int = 0) -> ChunkInProgress:
@@ -158,7 +158,7 @@ def test_a_new_group_begins_in_what_the_half_done_prompt_leaves() -> None:
 
 
 def test_no_new_group_begins_while_a_half_done_prompt_comes_back_in_a_moment() -> None:
-    resting = replace(candidate("half", tokens=800, parked=1), rest_steps=2)
+    resting = candidate("half", tokens=800, parked=1)._replace(rest_steps=2)
     behind = (candidate("cold", tokens=900), cached("warm", tokens=50))
     plan = decide(snapshot(candidates=(resting, *behind)), MODEL, SETTINGS)
     assert plan.offline_order == ("warm",)
