@@ -83,7 +83,7 @@ format: patched  ## let ruff format and fix what it can
 bench: setup  ## stock SGLang against Echo on one machine: table and plot in results/
 	$(VENV) eval/run.py foundation --stock-python $(CURDIR)/$(STOCK) --echo-python $(CURDIR)/$(VENV)
 
-bench-kv: patched  ## the KV cache's own cost beside SGLang's Rust and Python cores (8 minutes)
+bench-kv: patched  ## the KV cache's own cost beside SGLang's Rust and Python cores (12 minutes)
 	$(VENV) eval/bench_kv.py
 
 bench-emulated: patched  ## stock against Echo, part by part, on an emulated GPU: table and plots (hours)

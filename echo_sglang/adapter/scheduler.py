@@ -20,6 +20,7 @@ from typing import Any
 from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
+from echo_sglang.adapter.collector import SettledObjects
 from echo_sglang.adapter.compat import check_scheduler
 from echo_sglang.adapter.demand import reserve_of
 from echo_sglang.adapter.drain import DRAIN_KEY
@@ -113,6 +114,7 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
         self.step_timer = StepTimer()
         self._late_work = LateWork()
         self.step_tracer = make_step_tracer(self, config)
+        self.settled = SettledObjects()
         self.bursts = BurstEstimate()
         self.online_share = OnlineShare()
         self.impact = impact_of(config)
@@ -149,6 +151,7 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
     def _should_defer_prefill(self, running_batch: ScheduleBatch) -> bool:
         """Decide this iteration; True keeps SGLang from prefilling in it."""
         self.echo_step += 1
+        self.settled.settle()
         if self.gives_back:
             self._give_running_back(running_batch)
         plan = self._plan = self._next_plan(running_batch)

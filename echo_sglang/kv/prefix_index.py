@@ -163,12 +163,15 @@ class PrefixIndex(Generic[Key]):
         """The node where a prompt ends. Raises KeyError on an unknown key."""
         return self._leaf_of[key]
 
-    def path(self, key: Key) -> Iterator[Node[Key]]:
-        """The nodes from where a prompt ends up to, but without, the root."""
-        leaf = self._leaf_of[key]
-        if leaf.parent is not None:
-            yield leaf
-            yield from self.ancestors(key)
+    def is_below(self, key: Key, node: Node[Key]) -> bool:
+        """True if a prompt passes through a node that is not the root, or ends in it. Raises
+        KeyError on an unknown key."""
+        at = self._leaf_of[key]
+        while at.parent is not None and at.depth >= node.depth:
+            if at is node:
+                return True
+            at = at.parent
+        return False
 
     def ancestors(self, key: Key) -> Iterator[Node[Key]]:
         """The nodes strictly between the root and where a prompt ends, deepest first."""

@@ -125,8 +125,8 @@ class OfflinePool:
         waiting prompt had. Its job is charged for them, but not for what is computed again
         because it had given way. `produced` has to follow.
         """
-        newest = self._waiting[rid].job.groups[-1:]
-        inside = bool(newest) and any(node is newest[0] for node in self.index.path(rid))
+        groups = self._waiting[rid].job.groups
+        inside = bool(groups) and self.index.is_below(rid, groups[-1])
         was_parked = rid in self._parked
         waiting, nearest = self._take(rid)
         job = waiting.job

@@ -84,7 +84,7 @@ def being_computed(
     pool: OfflinePool, prompt: array[int], computed_tokens: int, settings: SelectionSettings
 ) -> set[int]:
     """Prefixes of pooled requests that a half-done prompt, `computed_tokens` of it computed,
-    is going to put into the cache; identities as `OfflinePool.path` gives them."""
+    is going to put into the cache; identities of nodes of the pool's index."""
     known = computed_tokens + settings.slack_tokens
     return {id(node) for node, shared in pool.index.along(prompt) if shared > known}
 

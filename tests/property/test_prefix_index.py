@@ -77,6 +77,16 @@ class IndexAgainstList(RuleBasedStateMachine):
         walked = [key for key, _ in self.index.walk(self.index.root)]
         assert sorted(walked) == sorted(self.model)
 
+    @invariant()
+    def a_prompt_is_below_the_nodes_whose_walk_visits_it(self) -> None:
+        nodes = list(self.index.root.children.values())
+        while nodes:
+            node = nodes.pop()
+            below = {key for key, _ in self.index.walk(node)}
+            assert {key for key in self.model if self.index.is_below(key, node)} == below
+            nodes.extend(node.children.values())
+        assert not any(self.index.is_below(key, self.index.root) for key in self.model)
+
     def _check(self, node: Node[int]) -> int:
         below = len(node.keys) + sum(self._check(child) for child in node.children.values())
         assert node.count == below

@@ -194,3 +194,16 @@ def test_timers_of_busy_items_do_not_pile_up() -> None:
         ages.enter(moment % 10, used_s=moment * 1e-6, tokens=1, now_s=moment * 1e-6)
     assert len(ages) == 10
     assert len(ages._due) <= 4 * 10 + 1024
+
+
+def test_what_enters_and_leaves_before_anybody_asks_was_never_in_a_bucket() -> None:
+    ages: AgeBuckets[str] = AgeBuckets()
+    assert ages.enter("a", used_s=0.0, tokens=100, now_s=0.0) == 0
+    assert ages.enter("b", used_s=-5.0, tokens=10, now_s=0.0) == 1
+    assert ("a" in ages, ages.bucket("a"), ages.tokens_of("b"), len(ages)) == (True, 0, 10, 2)
+    ages.resize("b", 7)
+    assert ages.leave("a") == 0 and ages.leave("a") is None
+    assert (ages.tokens_in(0), ages.tokens_in(1), len(ages)) == (0, 7, 1)
+    # sorted in now: the same answers, and time moves it
+    assert (ages.bucket("b"), ages.tokens_of("b")) == (1, 7)
+    assert list(ages.advance(AGE_EDGES_S[1] - 5.0)) == [("b", 2)]
