@@ -84,9 +84,16 @@ class EchoKey(RadixKey):
         return len(self.token_ids)
 
     def __getitem__(self, index: int | slice) -> EchoKey:
-        part = super().__getitem__(index)
-        part.__class__ = EchoKey
-        return part
+        if isinstance(index, int) or index.step is not None or self.is_bigram:
+            return EchoKey.of(super().__getitem__(index))
+        return EchoKey(self.token_ids[index], self.extra_key, cache_salt=self.cache_salt)
+
+    def child_key_at(self, offset: int, page_size: int = 1) -> Any:
+        """As upstream's, at once where it is a single token."""
+        plain = self.extra_key is None and self.cache_salt is None and not self.is_bigram
+        if plain and page_size == 1 and offset >= 0:
+            return self.token_ids[offset]
+        return super().child_key_at(offset, page_size)
 
     def match_at(self, other: RadixKey, offset: int, page_size: int = 1) -> int:
         """Logical tokens shared with `other` from `offset` on, a multiple of `page_size`."""
@@ -185,10 +192,10 @@ class EchoTreeCore(UnifiedTreeCore):
         self._register_node(node)
         return node
 
-    def _add_new_node(
-        self, parent: EchoTreeNode, key: RadixKey, *args: Any, **kwargs: Any
-    ) -> EchoTreeNode:
-        return super()._add_new_node(parent, EchoKey.of(key), *args, **kwargs)
+    def begin_insert(self, params: Any) -> Any:
+        """With a key that is quick to walk along, and whose parts become those of nodes."""
+        params.key = EchoKey.of(params.key)
+        return super().begin_insert(params)
 
     def _split_node(self, key: RadixKey, child: EchoTreeNode, split_len: int) -> Any:
         head, action = super()._split_node(key, child, split_len)
