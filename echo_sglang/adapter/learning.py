@@ -9,7 +9,6 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
 
 from echo_sglang.adapter.clock import ClockedScheduler
-from echo_sglang.adapter.collector import SettledObjects
 from echo_sglang.adapter.demand import note_length
 from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.profiles import ServerProfile
@@ -49,7 +48,6 @@ class StepLearning(ClockedScheduler):
     offline_queue: OfflineQueue
     output_lengths: OutputLengths
     server_profile: ServerProfile | None = None
-    settled: SettledObjects
     step_timer: StepTimer
     step_tracer: StepTracer | None = None
     echo_coverage: float = 0.95
@@ -105,9 +103,8 @@ class StepLearning(ClockedScheduler):
         self._follow(batch.reqs, now_s)
 
     def on_idle(self) -> None:
-        """Let the step trace be written up to here, and garbage be looked for."""
+        """Let the step trace be written up to here."""
         super().on_idle()
-        self.settled.idle(self.echo_clock())
         if self.step_tracer is not None:
             self.step_tracer.flush()
 

@@ -170,6 +170,11 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
         compiling = self.grammar_manager.has_waiting_grammars()
         return deferred or not (plan.runs_prefill or compiling)
 
+    def on_idle(self) -> None:
+        """Nothing runs or waits: a moment to look for garbage."""
+        super().on_idle()
+        self.settled.idle(self.echo_clock())
+
     def _next_plan(self, running_batch: ScheduleBatch) -> StepPlan:
         """The plan of the first rank, the same on all of them."""
         if self.ranks.alone:
