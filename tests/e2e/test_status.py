@@ -155,7 +155,12 @@ def test_a_dump_can_be_read_and_every_decision_replays(
 
 
 def test_prometheus_shows_echos_metrics(served: LiveServer) -> None:
+    until_s = time.monotonic() + 60.0
     text = served.get("/metrics").text
+    while "echo:step_time_error{" not in text and time.monotonic() < until_s:
+        # told every 5 s, as long as iterations end
+        assert served.post("/generate", generate(prompt(700, 40), 24, ONLINE)).status_code == 200
+        text = served.get("/metrics").text
     samples = [line for line in text.splitlines() if line.startswith("echo:")]
     for name in (
         "echo:step_seconds_bucket",
