@@ -123,15 +123,8 @@ class Meter:
             self._now, self._since = {}, now()
             self._switch()
             without.append(self._now)
-        (inside, around), (_, between) = (
-            [
-                [statistics.median(row.get(owner, (0.0, 0.0))[clock] for row in rows)
-                 for clock in (0, 1)]
-                for owner in ("called", "engine")
-            ]
-            for rows in (with_call, without)
-        )  # fmt: skip
-        self._inside = (inside[0], inside[1])
+        around, between = _median_of("engine", with_call), _median_of("engine", without)
+        self._inside = _median_of("called", with_call)
         self._outside = (around[0] - between[0], around[1] - between[1])
         self._now, self._own = {}, {}
         self._since = now()
@@ -191,6 +184,11 @@ class Meter:
             "loops_s": self.loops_s,
             "collections": self.collections,
         }
+
+
+def _median_of(owner: str, readings: Sequence[dict[str, Reading]]) -> Reading:
+    cpu_s, wall_s = zip(*[reading[owner] for reading in readings], strict=True)
+    return statistics.median(cpu_s), statistics.median(wall_s)
 
 
 def figures_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

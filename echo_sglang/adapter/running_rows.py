@@ -7,6 +7,7 @@ will do.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -36,18 +37,12 @@ def running_rows(
     produced = [len(req.output_ids) for req in reqs]
     left = [f.max_new_tokens - tokens for f, tokens in zip(facts, produced, strict=True)]
     growth = _growth(facts, left, scheduler.new_token_ratio_tracker.current)
-    places = [i for i, known in enumerate(facts) if known.is_offline]
-    if len(places) < len(reqs):
-        online = [req for req, known in zip(reqs, facts, strict=True) if not known.is_offline]
-        reqs = [reqs[i] for i in places]
-        facts = [facts[i] for i in places]
-        produced = [produced[i] for i in places]
-        left = [left[i] for i in places]
-    else:
-        online = []
+    offline = [f.is_offline for f in facts]
+    online = [req for req, other in zip(reqs, offline, strict=True) if not other]
+    columns = [list(compress(column, offline)) for column in (reqs, facts, produced, left)]
     return RunningRows(
         online=_online_load(scheduler, online, in_flight_end_s),
-        offline=_offline_rows(scheduler, reqs, facts, produced, left, now_s),
+        offline=_offline_rows(scheduler, *columns, now_s=now_s),
         growth_tokens=growth,
     )
 
@@ -66,6 +61,7 @@ def _offline_rows(
     facts: Sequence[RowFacts],
     produced: Sequence[int],
     left: Sequence[int],
+    *,
     now_s: float,
 ) -> OfflineRows:
     """Column by column, which takes half the time of row by row."""

@@ -58,13 +58,10 @@ from echo_sglang.policy.decision_log import Decision, DecisionLog
 from echo_sglang.policy.impact import TPOT_IMPACT_SHARE, ImpactAccount, ImpactSettings
 from echo_sglang.policy.offline_pool import PoolSettings
 from echo_sglang.policy.preemption import RESULT_STEPS, rest_steps
-from echo_sglang.policy.selection import SelectionSettings
+from echo_sglang.policy.selection import SelectionSettings, wanted_next
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
 from echo_sglang.sim.environment import EMULATE_ENV
-
-LEAST_WANTED, WANTED_FACTOR = 512, 2
-"""Candidates are looked for until they hold so many tokens, or so many times a late chunk."""
 
 
 class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
@@ -157,9 +154,11 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
         plan = self._plan = self._next_plan(running_batch)
         self.last_chunk_tokens = plan.chunk_tokens
         self.online_share.decided(self._decided_s, plan.chunk_tokens, plan.offline_tokens)
-        self.wanted_tokens = min(
-            max(WANTED_FACTOR * plan.chunk_tokens, 3 * self.wanted_tokens // 4, LEAST_WANTED),
+        self.wanted_tokens = wanted_next(
+            self.wanted_tokens,
+            plan.chunk_tokens,
             self.chunked_prefill_size,
+            self.selection_settings,
         )
         parked = plan.chunk_action is ChunkAction.PARK
         self.chunk_parked_steps = self.chunk_parked_steps + 1 if parked else 0

@@ -26,6 +26,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore, UnifiedTreeNode
 
+from echo_sglang.adapter.tree_key import EchoKey
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.kv.cache_policy import CachePolicy, CachePolicySettings
 from echo_sglang.kv.namespaces import Namespaces
@@ -63,48 +64,6 @@ class EchoTreeNode(UnifiedTreeNode):
         """Which classes of requests used this prefix."""
         marks = ((self.online, ServiceClass.ONLINE), (self.offline, ServiceClass.OFFLINE))
         return frozenset(service_class for marked, service_class in marks if marked)
-
-
-class EchoKey(RadixKey):
-    """A node's key that finds out in one comparison whether another key goes all the way
-    through it, as on every node of a walk but the last.
-
-    Base: sglang/srt/mem_cache/radix_cache.py::RadixKey, which looks for the first difference.
-    """
-
-    __slots__ = ()
-
-    @classmethod
-    def of(cls, key: RadixKey) -> EchoKey:
-        """The same key, its tokens not shared with anything longer."""
-        return cls(key.raw_token_ids(), key.extra_key, key.is_bigram, None, key.cache_salt)
-
-    def __len__(self) -> int:
-        """As upstream's for keys that are neither capped nor bigrams, in one call."""
-        return len(self.token_ids)
-
-    def __getitem__(self, index: int | slice) -> EchoKey:
-        if isinstance(index, int) or index.step is not None or self.is_bigram:
-            return EchoKey.of(super().__getitem__(index))
-        return EchoKey(self.token_ids[index], self.extra_key, cache_salt=self.cache_salt)
-
-    def child_key_at(self, offset: int, page_size: int = 1) -> Any:
-        """As upstream's, at once where it is a single token."""
-        plain = self.extra_key is None and self.cache_salt is None and not self.is_bigram
-        if plain and page_size == 1 and offset >= 0:
-            return self.token_ids[offset]
-        return super().child_key_at(offset, page_size)
-
-    def match_at(self, other: RadixKey, offset: int, page_size: int = 1) -> int:
-        """Logical tokens shared with `other` from `offset` on, a multiple of `page_size`."""
-        mine = self.token_ids
-        whole = (
-            other.token_ids[offset : offset + len(mine)] == mine
-            and offset + len(mine) <= len(other)
-            and not self.is_bigram
-            and (self.extra_key, self.cache_salt) == (other.extra_key, other.cache_salt)
-        )
-        return len(mine) if whole else super().match_at(other, offset, page_size)
 
 
 class _LeafSet(set[EchoTreeNode]):
@@ -193,7 +152,8 @@ class EchoTreeCore(UnifiedTreeCore):
         return node
 
     def begin_insert(self, params: Any) -> Any:
-        """With a key that is quick to walk along, and whose parts become those of nodes."""
+        """With a key that is quick to walk along; its parts become those of nodes. The caller's
+        `params` hold it afterwards."""
         params.key = EchoKey.of(params.key)
         return super().begin_insert(params)
 

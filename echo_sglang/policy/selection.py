@@ -13,10 +13,30 @@ from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionSettings:
-    """limit: candidates per iteration. slack_tokens: fewer may be computed twice."""
+    """limit: candidates per iteration. slack_tokens: fewer may be computed twice.
+
+    least_wanted_tokens, chunks_wanted: candidates are looked for until they hold so many tokens,
+    or so many chunks like those of late.
+    """
 
     limit: int = 32
     slack_tokens: int = 32
+    least_wanted_tokens: int = 512
+    chunks_wanted: int = 2
+
+
+def wanted_next(
+    wanted_tokens: int, chunk_tokens: int, cap_tokens: int, settings: SelectionSettings
+) -> int:
+    """Tokens that the candidates of the next iteration should hold, after one that wanted
+    `wanted_tokens` and computed a chunk of `chunk_tokens`: enough for a chunk that grows, and
+    only slowly fewer."""
+    enough = max(
+        settings.chunks_wanted * chunk_tokens,
+        3 * wanted_tokens // 4,
+        settings.least_wanted_tokens,
+    )
+    return min(enough, cap_tokens)
 
 
 def select_candidates(

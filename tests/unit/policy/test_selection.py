@@ -5,7 +5,12 @@ from __future__ import annotations
 from array import array
 
 from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool, PoolSettings
-from echo_sglang.policy.selection import SelectionSettings, being_computed, select_candidates
+from echo_sglang.policy.selection import (
+    SelectionSettings,
+    being_computed,
+    select_candidates,
+    wanted_next,
+)
 
 
 def filled(documents: int, questions: int) -> OfflinePool:
@@ -104,3 +109,12 @@ def test_a_request_that_is_already_cached_goes_before_a_cold_group() -> None:
         tokens = array("q", [first] * 200)
         pool.add(entry, tokens, cached_tokens=150 if rid == "warm" else 0)
     assert [entry.rid for entry in pool.candidates(2, now_s=0.0)] == ["warm", "cold"]
+
+
+def test_as_many_candidates_are_wanted_as_a_growing_chunk_may_need() -> None:
+    settings = SelectionSettings(least_wanted_tokens=500, chunks_wanted=2)
+    assert wanted_next(8_000, 300, 8_192, settings) == 6_000  # slowly fewer
+    assert wanted_next(500, 300, 8_192, settings) == 600
+    assert wanted_next(600, 600, 8_192, settings) == 1_200  # a chunk may double every time
+    assert wanted_next(600, 0, 8_192, settings) == 500
+    assert wanted_next(600, 5_000, 8_192, settings) == 8_192
