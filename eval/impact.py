@@ -242,7 +242,7 @@ def verdict(table: pd.DataFrame, percent: float) -> dict[str, bool]:
 
 def add_command(commands: Any) -> None:
     """Add `impact` to the subcommands of an argparse parser."""
-    command = commands.add_parser("impact", help="harvest within x % of online alone, emulated")
+    command = commands.add_parser("impact", help="harvest within x %% of online alone, emulated")
     command.add_argument("--device", default=DEVICE, help="(%(default)s)")
     command.add_argument("--percent", type=float, default=5.0, help="(%(default)s)")
     command.add_argument(

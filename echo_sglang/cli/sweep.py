@@ -1,8 +1,9 @@
 """The load that a profile is made from: which batches an idle server is led through.
 
-Corners first (largest chunk, longest prefix, most rows, fullest KV, and the smallest of
-each), then scenes drawn at random between them until the time is used up. What the server
-makes of a scene is up to its scheduler; the step trace says what really ran.
+First a climb to as many rows as the time allows. Then corners (largest chunk, longest prefix,
+most rows, fullest KV, and the smallest of each), then scenes drawn at random between them until
+the time is used up. What the server makes of a scene is up to its scheduler; the step trace says
+what really ran.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ MIN_OUTPUTS = 6
 MAX_OUTPUTS = 60
 MAX_OWN_CHUNKS = 2
 """Chunks of prompt that the rows of a random scene together take: rows matter, not prompts."""
+
+MOST_ROWS_SHARE = 0.1
+LEAST_SCENE_S = 3.0
+"""Of the time asked for, one scene with as many rows as are swept may take about this share, and
+so long at least."""
+
+ROWS_STEP = 4
+"""From one scene of the climb to the next rows grow so many times at most."""
 
 NEEDED_LIMITS = ("chunk_tokens", "rows", "kv_tokens", "context_tokens", "vocabulary")
 
@@ -97,8 +106,35 @@ class Limits:
         return min(self.chunk_tokens, self.stem_tokens)
 
 
+def longest_prompt(limits: Limits) -> Scene:
+    """Puts the prefix that others share into the cache."""
+    return Scene(name="longest prompt", groups=((Prompt(1, limits.stem_tokens),),))
+
+
+def climbing_scene(limits: Limits, rows: int) -> Scene:
+    """So many rows after the longest prefix: what a decode step of them costs at most."""
+    return Scene(
+        name=f"{rows} rows, long",
+        rows=rows,
+        shared_tokens=limits.stem_tokens,
+        own_tokens=1,
+        outputs=5,
+    )
+
+
+def more_rows(limits: Limits, rows: int, took_s: float, seconds: float) -> int:
+    """Rows of the next scene of the climb, after one of `rows` that took `took_s`; `rows` if more
+    are not affordable in a sweep of `seconds`, or not allowed.
+
+    A server may allow rows by the hundred that it decodes at minutes a step.
+    """
+    allowed_s = max(MOST_ROWS_SHARE * seconds, LEAST_SCENE_S)
+    affordable = int(rows * allowed_s / took_s) if took_s > 0.0 else limits.rows
+    return max(rows, min(ROWS_STEP * rows, affordable, limits.rows))
+
+
 def corner_scenes(limits: Limits) -> list[Scene]:
-    """The extremes, most telling first; about a dozen."""
+    """The extremes, most telling first; about ten."""
     chunk, stem = limits.longest_chunk, limits.stem_tokens
     beside = max(limits.rows - 2, 1)
     ends = ((Prompt(chunk),), (Prompt(1),), (Prompt(chunk, stem),), (Prompt(1, stem),))
@@ -107,12 +143,10 @@ def corner_scenes(limits: Limits) -> list[Scene]:
     long = {"shared_tokens": stem, "own_tokens": 1}
     short = {"own_tokens": SHORT_TOKENS}
     return [
-        Scene(name="longest prompt", groups=((Prompt(1, stem),),)),
         Scene(name="ends of prompts", groups=ends),
         Scene(name="one short row", rows=1, outputs=12, **short),
         Scene(name="most rows, short", rows=limits.rows, outputs=12, **short),
         Scene(name="one long row", rows=1, outputs=12, groups=ends, **long),
-        Scene(name="most rows, long", rows=limits.rows, outputs=5, **long),
         Scene(name="rows and prompts, long", rows=beside, outputs=10, groups=ends, **long),
         Scene(name="rows and prompts, short", rows=beside, outputs=12, groups=ends, **short),
         Scene(

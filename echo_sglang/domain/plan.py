@@ -40,7 +40,9 @@ class Reason(StrEnum):
     NO_MEMORY = "no_memory"
     """Offline work waits: KV beyond the burst reserve is taken."""
     NO_SLOT = "no_slot"
-    """Offline work waits: request slots or the decode-time share are taken."""
+    """Offline work waits: request slots are taken."""
+    NO_DECODE_TIME = "no_decode_time"
+    """Offline work waits: with one row more, decoding would take more than its share of a TPOT."""
     SAFE_MODE = "safe_mode"
     """The step-time model does not know this server yet: offline work only when alone."""
 

@@ -63,6 +63,12 @@ class Admission:
         enough_s = 2.0 * max(candidate.left_budget_s, self.iteration.decode_s)
         return grown >= 2 * need and candidate.left_budget_s < math.inf and budget_s >= enough_s
 
+    @property
+    def slots(self) -> int:
+        """Request slots that waiting online requests leave; below 0 if they lack some."""
+        snapshot = self.iteration.snapshot
+        return snapshot.free_slots - len(snapshot.waiting_online)
+
     def row_room(self) -> int:
         """Offline rows that may join before decoding everybody takes too long."""
         snapshot, model, decode = (
@@ -70,7 +76,7 @@ class Admission:
             self.iteration.model,
             self.iteration.decode,
         )
-        slots = snapshot.free_slots - len(snapshot.waiting_online)
+        slots = self.slots
         if not model.trained:
             return min(slots, 1)
         if snapshot.impact is not None:

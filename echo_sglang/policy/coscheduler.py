@@ -147,7 +147,9 @@ def _offline_reason(drafts: list[Draft], best: int, admission: Admission) -> Rea
         return Reason.NO_IMPACT
     if snapshot.chunk is not None or admission.admissible(drafts[best].budget_s):
         return Reason.NO_SLACK
-    return Reason.NO_SLOT if admission.row_room() <= 0 else Reason.NO_MEMORY
+    if admission.slots <= 0:
+        return Reason.NO_SLOT
+    return Reason.NO_DECODE_TIME if admission.row_room() <= 0 else Reason.NO_MEMORY
 
 
 def _online_order(snapshot: Snapshot, model: StepTimeModel) -> tuple[WaitingOnline, ...]:

@@ -21,7 +21,8 @@ REASONS = {
     Reason.NO_SLACK: "the next online tokens left no time for a useful offline chunk",
     Reason.NO_IMPACT: "online requests had got as much slower as they may",
     Reason.NO_MEMORY: "KV beyond the burst reserve was taken",
-    Reason.NO_SLOT: "request slots, or the share of a step that decoding may take, were taken",
+    Reason.NO_SLOT: "request slots were taken",
+    Reason.NO_DECODE_TIME: "with one row more, decoding would have taken more than its share",
     Reason.SAFE_MODE: "step times were not known well enough for offline work beside online rows",
 }
 

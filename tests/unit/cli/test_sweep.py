@@ -7,7 +7,15 @@ import random
 
 import pytest
 
-from echo_sglang.cli.sweep import Limits, Scene, corner_scenes, random_scenes
+from echo_sglang.cli.sweep import (
+    Limits,
+    Scene,
+    climbing_scene,
+    corner_scenes,
+    longest_prompt,
+    more_rows,
+    random_scenes,
+)
 from echo_sglang.errors import ServerError
 
 SERVERS = [
@@ -20,6 +28,8 @@ SERVERS = [
 
 def scenes_of(limits: Limits, count: int = 200) -> list[Scene]:
     return [
+        longest_prompt(limits),
+        climbing_scene(limits, limits.rows),
         *corner_scenes(limits),
         *itertools.islice(random_scenes(limits, random.Random(1)), count),
     ]
@@ -42,7 +52,7 @@ def test_no_request_is_longer_than_the_context_and_no_scene_fuller_than_the_pool
 
 @pytest.mark.parametrize("limits", SERVERS[:2])
 def test_the_corners_are_reached(limits: Limits) -> None:
-    scenes = corner_scenes(limits)
+    scenes = scenes_of(limits, 0)
     prompts = [prompt for scene in scenes for group in scene.groups for prompt in group]
     decode_kv = [s.rows * (s.shared_tokens + s.own_tokens) for s in scenes]
     assert max(p.chunk_tokens for p in prompts) >= limits.longest_chunk
@@ -52,6 +62,25 @@ def test_the_corners_are_reached(limits: Limits) -> None:
     assert max(decode_kv) >= limits.rows * limits.stem_tokens
     assert max(s.rows * s.own_tokens for s in scenes) >= 0.7 * limits.kv_tokens
     assert any(s.rows and s.groups for s in scenes)
+
+
+def climb(limits: Limits, row_s: float, seconds: float) -> list[int]:
+    """Rows of the climb on a server where a scene takes `row_s` for each of them."""
+    climbed, rows = [], 1
+    while not climbed or rows > climbed[-1]:
+        climbed.append(rows)
+        rows = more_rows(limits, rows, row_s * rows, seconds)
+    return climbed
+
+
+def test_the_climb_ends_at_the_most_rows_where_those_are_quick() -> None:
+    assert climb(SERVERS[1], row_s=0.01, seconds=180.0) == [1, 4, 16, 64, 256]
+    assert climb(SERVERS[2], row_s=0.01, seconds=180.0) == [1]
+
+
+def test_the_climb_ends_where_a_scene_would_take_more_than_its_share() -> None:
+    assert climb(SERVERS[1], row_s=0.5, seconds=180.0) == [1, 4, 16, 36]
+    assert climb(SERVERS[1], row_s=60.0, seconds=180.0) == [1]
 
 
 def test_the_same_seed_gives_the_same_scenes() -> None:

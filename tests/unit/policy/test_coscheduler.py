@@ -384,6 +384,16 @@ def test_the_reserve_of_a_full_pool_says_no_memory() -> None:
     assert plan.reason is Reason.NO_MEMORY
 
 
+def test_taken_slots_and_taken_decode_time_are_told_apart() -> None:
+    # 34 rows take 180 ms, 0.6 of the TPOT SLO: nobody joins them
+    state = snapshot(online=online(34, due_in_s=5.0), candidates=(candidate("a", tokens=20),))
+    assert decide(state, MODEL, SETTINGS).reason is Reason.NO_DECODE_TIME
+    assert decide(replace(state, free_slots=0), MODEL, SETTINGS).reason is Reason.NO_SLOT
+    fewer = replace(state, online=online(2, due_in_s=5.0))
+    assert decide(fewer, MODEL, SETTINGS).offline_order == ("a",)
+    assert decide(replace(fewer, free_slots=0), MODEL, SETTINGS).reason is Reason.NO_SLOT
+
+
 def test_a_result_delivered_one_iteration_late_halves_the_budget() -> None:
     # 200 ms in two iterations: 100 ms = 10 + 5 + 85 tokens
     plan = decide(
