@@ -49,16 +49,28 @@ PARTS = ("decide", "snapshot", "added", "cache", "iteration")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """online_prompt, online_tokens, offline_tokens: of prompts and answers, in the mean.
-    sharing: prompts of one document."""
+    sharing: prompts of one document. document_tokens, question_tokens: of each prompt.
+    kv_tokens: of the server."""
 
     rate_per_s: float = 2.0
     online_prompt: int = 500
     online_tokens: int = 100
     offline_tokens: int = 64
     sharing: int = 20
+    document_tokens: int = 900
+    question_tokens: int = 100
+    kv_tokens: int = 200_000
 
 
 LOADS = {
+    "evaluation": Load(
+        online_prompt=600,
+        online_tokens=200,
+        sharing=10,
+        document_tokens=4000,
+        question_tokens=60,
+        kv_tokens=400_000,
+    ),
     "documents": Load(),
     "rows": Load(rate_per_s=14.0, online_prompt=60, online_tokens=250, offline_tokens=128),
     "unshared": Load(sharing=1),
@@ -89,15 +101,15 @@ def measure(contender: str, pooled: int, load: Load, window_s: float) -> dict[st
     offline = DocumentQuestions(
         documents=pooled // load.sharing,
         questions=load.sharing,
-        document_tokens=900,
-        question_tokens=100,
+        document_tokens=load.document_tokens,
+        question_tokens=load.question_tokens,
         output_tokens=load.offline_tokens,
     )
     setup = ServerSetup(
         echo=EchoConfig(slo_ttft_ms=500, slo_tpot_ms=50) if echo else None,
         priority=not echo,
         mixed=echo,
-        kv_tokens=200_000,
+        kv_tokens=load.kv_tokens,
         chunk_tokens=8192 if echo else STOCK_CHUNK_TOKENS,
     )
     workload = merge(online.requests(SEED), offline.requests(SEED))

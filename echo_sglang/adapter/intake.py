@@ -158,6 +158,9 @@ class RequestIntake(ClockedScheduler):
         known = queue.cached_end(entry.rid)
         if known is not None and core is not None and core.is_cached(known.node_id):
             return known.tokens
+        first = queue.first_tokens(entry.rid)
+        if first is not None and core is not None and not core.begins_cached(first):
+            return 0
         found = self._probe(queue.tokens(entry.rid), *queue.namespace_of(entry.rid))
         most = (entry.num_tokens - 1) // self.page_size * self.page_size
         if found.tokens == found.node_end >= most:

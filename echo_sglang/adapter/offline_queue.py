@@ -21,7 +21,7 @@ Builder = Callable[[TokenizedGenerateReqInput], Req | None]
 """Turns a tokenized request into an SGLang request; None if SGLang refused it."""
 
 Listener = Callable[["array[int]", "str | None", "str | None"], None]
-"""Told (tokens, extra_key, cache_salt) of every prompt after it came or went."""
+"""Told (tokens, extra_key, cache_salt) of every prompt after it came or went, see `admitted`."""
 
 NO_TOKENS: array[int] = array("q")
 
@@ -53,14 +53,16 @@ class OfflineQueue:
     """Waiting offline requests: the pure pool decides the order, this holds the objects.
 
     A waiting request gives its tokens to the pool, which keeps those that several share once;
-    it gets them back when it is built. listener: see `Listener`; may be set later.
+    it gets them back when it is built. page_size: of the KV cache, in tokens. listener: see
+    `Listener`; may be set later.
     """
 
-    def __init__(self, settings: PoolSettings, build: Builder) -> None:
+    def __init__(self, settings: PoolSettings, build: Builder, *, page_size: int = 1) -> None:
         self.pool = OfflinePool(settings)
         self.namespaces = Namespaces()
         self.listener: Listener | None = None
         self._build = build
+        self._page_size = page_size
         self._waiting: dict[str, _Waiting] = {}
 
     def __len__(self) -> int:
@@ -145,12 +147,16 @@ class OfflineQueue:
         return waiting.req
 
     def admitted(self, rid: str) -> None:
-        """`rid`, which was materialized, runs now; it leaves the queue."""
+        """`rid`, which was materialized, runs now; it leaves the queue.
+
+        What is cached of its prompt it holds: nobody can evict that, and nobody need be told. But
+        a last page is computed even if it is cached, and that one is not held.
+        """
         req = self._waiting[rid].req
         assert req is not None, rid
-        tokens = self.marked_tokens(req)
-        cached = len(self._mark(req)) + req.prefix_len
-        entry = self.pool.admit(rid, computed_tokens=max(len(tokens) - cached, 1))
+        uncached = len(req.origin_input_ids) + len(req.output_ids) - req.prefix_len
+        tokens = self.marked_tokens(req) if uncached <= self._page_size else None
+        entry = self.pool.admit(rid, computed_tokens=max(uncached, 1))
         self._forget(rid, tokens)
         if isinstance(req, EchoReq):
             req.admitted_as = entry
@@ -212,6 +218,17 @@ class OfflineQueue:
         """The tokens of any request as the pool would keep them."""
         return self._mark(req) + req.origin_input_ids + req.output_ids
 
+    def mark_tokens(self, req: Req) -> int:
+        """By how many tokens that is longer than the request's own."""
+        return len(self._mark(req))
+
+    def first_tokens(self, rid: str) -> array[int] | None:
+        """Tokens that the prompt of a waiting request begins with, at least one, not to be
+        changed; None outside the namespace that has no mark. Much less than all of them to read."""
+        if self._mark(self._waiting[rid].source):
+            return None
+        return self.pool.index.first_edge(rid)
+
     def namespace_of(self, rid: str) -> tuple[str | None, str | None]:
         """(extra_key, cache_salt) of a waiting request: only equal ones share KV."""
         return namespace_of(self._waiting[rid].source)
@@ -226,10 +243,11 @@ class OfflineQueue:
         self._waiting[entry.rid] = waiting
         self._tell(tokens, waiting.source)
 
-    def _forget(self, rid: str, tokens: array[int]) -> _Waiting:
+    def _forget(self, rid: str, tokens: array[int] | None) -> None:
+        """tokens: None for a prompt that the listener need not hear of."""
         waiting = self._waiting.pop(rid)
-        self._tell(tokens, waiting.source)
-        return waiting
+        if tokens is not None:
+            self._tell(tokens, waiting.source)
 
     def _tell(self, tokens: array[int], source: Any) -> None:
         if self.listener is not None:

@@ -58,7 +58,7 @@ from echo_sglang.policy.decision_log import Decision, DecisionLog
 from echo_sglang.policy.impact import TPOT_IMPACT_SHARE, ImpactAccount, ImpactSettings
 from echo_sglang.policy.offline_pool import PoolSettings
 from echo_sglang.policy.preemption import RESULT_STEPS, rest_steps
-from echo_sglang.policy.selection import SelectionSettings, wanted_next
+from echo_sglang.policy.selection import BeingComputed, SelectionSettings, wanted_next
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import SloSettings
 from echo_sglang.sim.environment import EMULATE_ENV
@@ -100,7 +100,9 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
                 weights=config.weights_of_jobs(),
             ),
             self._build_req,
+            page_size=self.page_size,
         )
+        self.being_computed = BeingComputed(self.offline_queue.pool, self.selection_settings)
         self.echo_core = self._attach_core()
         self.echo_coverage = config.coverage
         self.server_profile = profile_for(self, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -20,7 +21,7 @@ from echo_sglang.domain.snapshot import (
 )
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.policy.preemption import asks_for_memory
-from echo_sglang.policy.selection import being_computed, select_candidates
+from echo_sglang.policy.selection import select_candidates
 
 if TYPE_CHECKING:
     from echo_sglang.adapter.scheduler import EchoScheduler
@@ -122,9 +123,10 @@ def _candidates(scheduler: EchoScheduler, now_s: float) -> tuple[OfflineCandidat
         return ()
     computing: set[int] = set()
     if chunk is not None:
-        prompt = queue.marked_tokens(chunk)
-        computed = len(prompt) - chunk.seqlen + chunk.prefix_len
-        computing = being_computed(queue.pool, prompt, computed, scheduler.selection_settings)
+        computed = queue.mark_tokens(chunk) + chunk.prefix_len
+        computing = scheduler.being_computed.by(
+            chunk.rid, partial(queue.marked_tokens, chunk), computed
+        )
     return select_candidates(
         queue.pool,
         scheduler.probe_cached,

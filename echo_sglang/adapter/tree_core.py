@@ -257,6 +257,14 @@ class EchoTreeCore(UnifiedTreeCore):
         if policy.num_unranked > 2 * UNRANKED_LEAVES:
             policy.rank(self.references_of, keep=UNRANKED_LEAVES)
 
+    def begins_cached(self, tokens: array[int]) -> bool:
+        """False if nothing is cached of what begins with `tokens`, in the namespace without extra
+        key and salt. True if there is more to look at."""
+        page = self.page_size
+        if len(tokens) < page:
+            return True
+        return RadixKey(tokens).child_key_at(0, page) in self.root_node.children
+
     def is_cached(self, node_id: int) -> bool:
         """True while the node is in the tree; what leads to its end is cached as long."""
         return node_id in self._node_arena

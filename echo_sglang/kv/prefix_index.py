@@ -128,6 +128,14 @@ class PrefixIndex(Generic[Key]):
             prompt.extend(edge)
         return prompt
 
+    def first_edge(self, key: Key) -> array[int]:
+        """The edge from the root that a prompt begins with, not to be changed. Raises KeyError on
+        an unknown key."""
+        node = self._leaf_of[key]
+        while node.parent is not None and node.parent is not self.root:
+            node = node.parent
+        return node.tokens
+
     def uses(self, tokens: array[int], end: int) -> Uses:
         """Future uses of `tokens[:end]`, in one walk along it."""
         node = self.root

@@ -7,7 +7,7 @@ turn; then those that ran before; then jobs in turn, each by its prefix groups.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -71,9 +71,15 @@ class OfflineOrder:
         self._shares.charge(job, tokens, now_s)
 
     def in_order(
-        self, limit: int, now_s: float, parked: Iterable[str], pace: OfflinePace
+        self,
+        limit: int,
+        now_s: float,
+        parked: Iterable[str],
+        pace: OfflinePace,
+        computing: Collection[int],
     ) -> Iterator[str]:
-        """Request ids, some of them twice; about `limit` of each kind. parked: ran before."""
+        """Request ids, some of them twice; about `limit` of each kind. parked: ran before.
+        computing: see `OfflinePool.named`."""
         overdue = list(self._overdue(now_s))
         turns = self._since_overdue / self._settings.turn_tokens
         if turns >= 2.0:
@@ -83,7 +89,7 @@ class OfflineOrder:
         if turns >= 1.0:
             yield from overdue
         yield from parked
-        yield from self._by_turns(limit)
+        yield from self._by_turns(limit, computing)
         yield from overdue
 
     def _overdue(self, now_s: float) -> Iterator[str]:
@@ -98,22 +104,23 @@ class OfflineOrder:
             yield from self._within(due.group, limit, lambda waiting: waiting.due is due)
         yield from (rid for _, _, rid in islice(due.places, limit))
 
-    def _by_turns(self, limit: int) -> Iterator[str]:
+    def _by_turns(self, limit: int, computing: Collection[int]) -> Iterator[str]:
         """First the group of the job whose turn it is, then one request after the other, each
         of the job that would then have been served least."""
         fresh = self._shares.in_turn()
         if self._shares.num_waiting == 1:
-            yield from self._of_only_job(next(fresh), limit)
+            yield from self._of_only_job(next(fresh), limit, computing)
             return
         if self._turn is not None and not self._turn_is_over():
-            yield from self._of_groups(self._turn, limit)
+            yield from self._of_groups(self._turn, limit, computing)
         following = next(fresh, None)
         started: list[tuple[float, int, Job, Iterator[str]]] = []
         while following is not None or started:
             if following is not None and (
                 not started or (following.virtual, following.order) <= started[0][:2]
             ):
-                job, rids, virtual = following, self._of_job(following, limit), following.virtual
+                job, virtual = following, following.virtual
+                rids = self._of_job(job, limit, computing)
                 following = next(fresh, None)
             else:
                 virtual, _, job, rids = heapq.heappop(started)
@@ -128,24 +135,24 @@ class OfflineOrder:
         job = self._turn
         if job is None or self._turn_tokens >= self._settings.turn_tokens:
             return True
-        return not any(True for _ in self._of_groups(job, 1))
+        return not any(True for _ in self._of_groups(job, 1, ()))
 
-    def _of_job(self, job: Job, limit: int) -> Iterator[str]:
+    def _of_job(self, job: Job, limit: int, computing: Collection[int]) -> Iterator[str]:
         """Requests of one job among several: warm, of the groups at work, then by arrival."""
         yield from self._warm_head(job)
-        yield from self._of_groups(job, limit)
+        yield from self._of_groups(job, limit, computing)
         yield from (rid for _, _, rid in islice(job.queue, limit))
 
-    def _of_only_job(self, job: Job, limit: int) -> Iterator[str]:
+    def _of_only_job(self, job: Job, limit: int, computing: Collection[int]) -> Iterator[str]:
         """The same while no other job waits; the group that saves most follows."""
         yield from self._warm_head(job)
-        yield from self._of_groups(job, limit)
+        yield from self._of_groups(job, limit, computing)
         best = self._best_group()
         if best is not None:
             yield from self._within(best, limit)
         yield from self._within(self._index.root, limit)
 
-    def _of_groups(self, job: Job, limit: int) -> Iterator[str]:
+    def _of_groups(self, job: Job, limit: int, computing: Collection[int]) -> Iterator[str]:
         """What waits in the groups a job is in the middle of, newest first.
 
         With it come requests of other jobs in them, unless those had a turn more already.
@@ -159,7 +166,7 @@ class OfflineOrder:
                 return other is job or ahead < self._settings.turn_tokens
 
         for group in reversed(job.groups):
-            if group.count and _shares(group):
+            if group.count and _shares(group) and id(group) not in computing:
                 yield from self._within(group, limit, wanted)
 
     def _within(

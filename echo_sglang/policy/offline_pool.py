@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from echo_sglang.kv.prefix_index import Node, PrefixIndex
 from echo_sglang.policy.deadlines import Deadlines, Due, OfflinePace, Outlook
@@ -41,6 +41,11 @@ class OfflinePool:
 
     def __contains__(self, rid: str) -> bool:
         return rid in self._waiting
+
+    @property
+    def added(self) -> int:
+        """How many requests ever came in, those that gave way and came back as often as that."""
+        return self._tickets
 
     def get(self, rid: str) -> OfflineEntry | None:
         """The entry of `rid`, or None."""
@@ -185,13 +190,19 @@ class OfflinePool:
         """
         return list(self.named(limit, now_s))
 
-    def named(self, limit: int, now_s: float) -> Iterator[OfflineEntry]:
-        """The same one by one, found as they are asked for; valid until the pool changes."""
+    def named(
+        self, limit: int, now_s: float, computing: Collection[int] = ()
+    ) -> Iterator[OfflineEntry]:
+        """The same one by one, found as they are asked for; valid until the pool changes.
+
+        computing: identities of nodes of the index that are being computed. Groups at work that
+        all wait for one of them are passed over.
+        """
         self._now_s = max(self._now_s, now_s)
         if self._waiting:
             self.pace.tick(now_s)
         chosen: set[str] = set()
-        for rid in self._order.in_order(limit, now_s, self._parked, self.pace):
+        for rid in self._order.in_order(limit, now_s, self._parked, self.pace, computing):
             if rid in chosen:
                 continue
             chosen.add(rid)

@@ -53,7 +53,7 @@ def select_candidates(
     that rest come on top.
 
     probe: tokens of an entry that the KV cache holds now; it must not disturb the cache.
-    computing: identities of prefixes that a half-done prompt is computing, see `being_computed`.
+    computing: identities of prefixes that a half-done prompt is computing, see `BeingComputed`.
     A request whose next uncached tokens it or an earlier candidate is about to compute waits
     for them: one iteration later it finds them in the cache.
     """
@@ -61,16 +61,17 @@ def select_candidates(
     computing = set(computing)
     cached_of = _CachedTokens(probe)
     tokens = 0
-    for entry in pool.named(settings.limit, now_s):
+    for entry in pool.named(settings.limit, now_s, computing):
         end = pool.index.end(entry.rid)
-        if cached_of.waits_like_others(entry, end):
-            continue
         shared = cached_of.shared_by(end)
+        never_ran = entry.parked_at_step is None
+        if never_ran and not computing.isdisjoint(map(id, shared)):
+            # Of a document being computed all but the first of dozens of questions wait.
+            continue
         cached = min(cached_of(entry, shared), entry.num_tokens - 1)
         known = cached + settings.slack_tokens
         uncached = [id(node) for node in shared if node.depth > known]
         if not computing.isdisjoint(uncached):
-            cached_of.note_waiting(end)
             continue
         if end.depth > known:
             if id(end) in computing:
@@ -100,13 +101,27 @@ def select_candidates(
     return tuple(chosen)
 
 
-def being_computed(
-    pool: OfflinePool, prompt: array[int], computed_tokens: int, settings: SelectionSettings
-) -> set[int]:
-    """Prefixes of pooled requests that a half-done prompt, `computed_tokens` of it computed,
-    is going to put into the cache; identities of nodes of the pool's index."""
-    known = computed_tokens + settings.slack_tokens
-    return {id(node) for node, shared in pool.index.along(prompt) if shared > known}
+class BeingComputed:
+    """Prefixes of pooled requests that a half-done prompt is going to put into the cache.
+
+    Every iteration asks, and a walk reads the whole prompt: it is walked along once, and again
+    when requests were added to the pool. Those that leave it only make prefixes disappear.
+    """
+
+    def __init__(self, pool: OfflinePool, settings: SelectionSettings) -> None:
+        self._pool = pool
+        self._slack_tokens = settings.slack_tokens
+        self._walked: tuple[str, int] | None = None
+        self._along: list[tuple[Node[str], int]] = []
+
+    def by(self, rid: str, prompt: Callable[[], array[int]], computed_tokens: int) -> set[int]:
+        """Identities of nodes of the pool's index. computed_tokens: of the prompt of `rid`, which
+        does not wait itself, are computed."""
+        walked = (rid, self._pool.added)
+        if walked != self._walked:
+            self._walked, self._along = walked, list(self._pool.index.along(prompt()))
+        known = computed_tokens + self._slack_tokens
+        return {id(node) for node, shared in self._along if shared > known}
 
 
 class _CachedTokens:
@@ -120,7 +135,6 @@ class _CachedTokens:
         self._probe = probe
         self._known: dict[int, int] = {}
         self._shared: dict[int, list[Node[str]]] = {}
-        self._waiting: set[int] = set()
 
     def __call__(self, entry: OfflineEntry, shared: list[Node[str]]) -> int:
         """shared: the prefixes of its prompt, deepest first."""
@@ -132,7 +146,6 @@ class _CachedTokens:
         cached = self._probe(entry)
         for node in shared:
             self._known[id(node)] = min(cached, node.depth)
-        self._waiting.clear()
         return cached
 
     def shared_by(self, end: Node[str]) -> list[Node[str]]:
@@ -146,14 +159,3 @@ class _CachedTokens:
                 found.append(node)
                 node = node.parent
         return found
-
-    def note_waiting(self, end: Node[str]) -> None:
-        """A request that ends there waits for a prefix that somebody is about to compute."""
-        self._waiting.add(id(end.parent))
-
-    def waits_like_others(self, entry: OfflineEntry, end: Node[str]) -> bool:
-        """True if a sibling that never ran waits, and nothing was found out since: so does it.
-
-        Of a document being computed all but the first of dozens of questions do.
-        """
-        return entry.parked_at_step is None and id(end.parent) in self._waiting

@@ -6,8 +6,8 @@ from array import array
 
 from echo_sglang.policy.offline_pool import OfflineEntry, OfflinePool, PoolSettings
 from echo_sglang.policy.selection import (
+    BeingComputed,
     SelectionSettings,
-    being_computed,
     select_candidates,
     wanted_next,
 )
@@ -52,6 +52,7 @@ def test_siblings_wait_for_what_a_half_done_prompt_is_computing() -> None:
     pool = filled(documents=2, questions=4)
     prompt = pool.tokens("0-0")
     pool.admit("0-0")
+    being = BeingComputed(pool, SelectionSettings(slack_tokens=32))
 
     def chosen_after(computed: int) -> list[str]:
         candidates = select_candidates(
@@ -61,7 +62,7 @@ def test_siblings_wait_for_what_a_half_done_prompt_is_computing() -> None:
             step=7,
             wanted_tokens=10_000,
             settings=SelectionSettings(slack_tokens=32),
-            computing=being_computed(pool, prompt, computed, SelectionSettings(slack_tokens=32)),
+            computing=being.by("0-0", lambda: prompt, computed),
         )
         return [candidate.rid for candidate in candidates]
 
