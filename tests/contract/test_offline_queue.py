@@ -84,6 +84,22 @@ def test_a_request_that_gave_way_keeps_its_place_in_time() -> None:
     assert (entry.parked_at_step, entry.rest_steps) == (33, 4)
 
 
+@pytest.mark.parametrize(("held", "told"), [(0, False), (3, False), (4, True), (7, True)])
+def test_who_is_admitted_is_told_of_only_if_its_last_page_may_be_cached(
+    held: int, told: bool
+) -> None:
+    q = OfflineQueue(PoolSettings(), build, page_size=4)
+    put(q, tokenized("a", [1, 2, 3, 4, 5, 6, 7, 8]))
+    heard: list[list[int]] = []
+    q.listener = lambda tokens, *_: heard.append(list(tokens))
+    req = q.materialize("a")
+    assert req is not None
+    req.prefix_len = held
+    q.admitted("a")
+    assert heard == ([[1, 2, 3, 4, 5, 6, 7, 8]] if told else [])
+    assert "a" not in q
+
+
 def test_requests_of_other_cache_namespaces_share_no_prefix_in_the_index() -> None:
     q = queue()
     put(q, tokenized("plain", [1, 2, 3]))

@@ -75,6 +75,27 @@ def test_what_is_cached_in_part_may_grow_and_is_looked_up_every_time() -> None:
     assert waiting.cached() == 12
 
 
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_a_prompt_that_begins_unlike_anything_cached_is_not_put_together(
+    page_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Intake(page_size=page_size)
+    waiting.kit.insert([7, *PROMPT[1:]], OFFLINE)
+    with monkeypatch.context() as patched:
+        patched.setattr(waiting.intake.offline_queue, "tokens", None)
+        assert waiting.cached() == 0
+    waiting.kit.insert(PROMPT[:8], OFFLINE)
+    assert waiting.cached() == 8
+
+
+def test_a_prompt_in_a_namespace_of_its_own_is_looked_up_whole() -> None:
+    waiting = Intake()
+    waiting.kit.insert(PROMPT, OFFLINE)
+    put(waiting.intake.offline_queue, tokenized("salted", PROMPT, cache_salt="tenant"))
+    salted = waiting.intake.offline_queue.pool.get("salted")
+    assert int(waiting.intake.probe_cached(salted)) == 0
+
+
 def test_with_pages_all_whole_pages_before_the_last_token_are_all_there_is() -> None:
     waiting = Intake(page_size=4)
     waiting.kit.insert(PROMPT[:17], OFFLINE)

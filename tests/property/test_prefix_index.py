@@ -54,6 +54,9 @@ class IndexAgainstList(RuleBasedStateMachine):
     def every_prompt_can_be_read_back(self) -> None:
         for key, tokens in self.model.items():
             assert self.index.tokens(key) == tokens
+            first = self.index.first_edge(key)
+            assert len(first) > 0
+            assert first == tokens[: len(first)]
 
     @invariant()
     def every_node_counts_the_requests_below_it(self) -> None:

@@ -72,6 +72,44 @@ def test_siblings_wait_for_what_a_half_done_prompt_is_computing() -> None:
     assert chosen_after(170)[:3] == ["0-1", "0-2", "0-3"]
 
 
+def test_a_half_done_prompt_is_walked_again_only_when_requests_came_in() -> None:
+    pool = filled(documents=2, questions=3)
+    prompt = pool.tokens("0-0")
+    pool.admit("0-0")
+    walks: list[int] = []
+
+    def tokens() -> array[int]:
+        walks.append(1)
+        return prompt
+
+    being = BeingComputed(pool, SelectionSettings(slack_tokens=32))
+    document = pool.index.end("0-1").parent
+    assert [being.by("0-0", tokens, done) for done in (0, 100, 180)] == [
+        {id(document)},
+        {id(document)},
+        set(),
+    ]
+    pool.admit("1-0")
+    assert being.by("0-0", tokens, 100) == {id(document)}
+    assert len(walks) == 1
+    # one that shares more of the prompt than the others do
+    nearer = array("q", [1] * 200 + [100] * 5 + [7] * 50)
+    pool.add(OfflineEntry(rid="new", num_tokens=255, arrival_s=1.0, max_new_tokens=8), nearer)
+    assert being.by("0-0", tokens, 0) == {id(document), id(pool.index.end("new"))}
+    assert len(walks) == 2
+    # another prompt is half done now
+    assert being.by("1-0", lambda: array("q", [2] * 200), 0) == {id(pool.index.end("1-1").parent)}
+
+
+def test_groups_that_wait_for_a_prompt_being_computed_are_not_even_named() -> None:
+    pool = filled(documents=2, questions=4)
+    pool.admit("0-0")
+    document = pool.index.end("0-1").parent
+    named = [entry.rid for entry in pool.named(3, 0.0, {id(document)})]
+    assert named == ["1-0", "1-1", "1-2"]
+    assert [entry.rid for entry in pool.named(3, 0.0)] == ["0-1", "0-2", "0-3"]
+
+
 def test_no_more_candidates_are_probed_than_the_chunk_needs() -> None:
     pool = filled(documents=1, questions=30)
     pool.admit("0-0")
