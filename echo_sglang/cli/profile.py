@@ -34,7 +34,7 @@ def profile(
         typer.Option(
             min=0.0,
             help="Stop after about this long. The corners are always played, but with no more "
-            "rows than decode in a tenth of it.",
+            "rows than a thirtieth of it is enough for.",
         ),
     ] = 180.0,
     seed: Annotated[int, typer.Option(help="Chooses the scenes between the corners.")] = 0,

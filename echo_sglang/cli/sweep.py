@@ -30,7 +30,7 @@ MAX_OUTPUTS = 60
 MAX_OWN_CHUNKS = 2
 """Chunks of prompt that the rows of a random scene together take: rows matter, not prompts."""
 
-MOST_ROWS_SHARE = 0.1
+MOST_ROWS_SHARE = 0.03
 LEAST_SCENE_S = 3.0
 """Of the time asked for, one scene with as many rows as are swept may take about this share, and
 so long at least."""
