@@ -28,7 +28,7 @@ from eval.harness.records import summarise
 from eval.harness.report import write_json
 from eval.harness.server import REPOSITORY, default_model_path
 from eval.validation_replay import Emulation, emulate, requests_as_sent, tokens_of
-from eval.validation_server import Measured, Plan, make_profile, measure, scatter
+from eval.validation_server import SERVER_LIMITS, Measured, Plan, make_profile, measure, scatter
 
 TARGETS = {"offline tokens/s": 0.05, "TTFT p50 s": 0.10, "TTFT p99 s": 0.20}
 """Relative errors allowed."""
@@ -139,11 +139,15 @@ def text(table: pd.DataFrame) -> str:
 def add_command(commands: Any) -> None:
     """Add `validation-cpu` to the subcommands of an argparse parser."""
     command = commands.add_parser("validation-cpu", help="a CPU server against its own emulation")
-    command.add_argument("--sweep-s", type=float, default=150.0, help="seconds (%(default)s)")
+    command.add_argument("--sweep-s", type=float, default=180.0, help="seconds (%(default)s)")
     command.add_argument("--window-s", type=float, default=120.0, help="seconds (%(default)s)")
     command.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     command.add_argument("--model-path", type=Path, default=default_model_path())
-    command.add_argument("--server-flags", default="", help="further flags of the server")
+    command.add_argument(
+        "--server-flags",
+        default=" ".join(SERVER_LIMITS),
+        help="further flags of the server (%(default)s)",
+    )
     command.add_argument("--name", default="validation-cpu", help="result folder below results/")
     command.set_defaults(execute=main)
 

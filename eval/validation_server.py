@@ -27,6 +27,10 @@ SWEEP, RUN = "sweep.jsonl", "run.jsonl"
 BUSY_GAP_S = 0.05
 """A longer pause between two iterations is a wait for requests, not the host's work."""
 
+SERVER_LIMITS = ("--max-running-requests", "32", "--chunked-prefill-size", "512")
+"""What the mix makes use of: a sweep goes as far as its server allows, and rows by the hundred or
+chunks of seconds would take the time that the batches of the mix are learned in."""
+
 EDGE_PROBES = 13
 """The last is not counted: its iterations cannot be told from those of the run."""
 
@@ -41,10 +45,10 @@ class Plan:
     results: Path
     model_path: Path
     python: str = sys.executable
-    sweep_s: float = 150.0
+    sweep_s: float = 180.0
     window_s: float = 120.0
     seed: int = 1
-    server_flags: tuple[str, ...] = ()
+    server_flags: tuple[str, ...] = SERVER_LIMITS
 
     @property
     def profile(self) -> Path:

@@ -73,8 +73,11 @@ class SweepDriver:
             )
         limits = Limits.of(status.get("limits") or {})
         self._vocabulary = limits.vocabulary
-        self._stem = self._tokens(limits.stem_tokens)
         return limits
+
+    def take_stem(self, tokens: int) -> None:
+        """From now on the prefix that prompts share is one of so many tokens, a new one."""
+        self._stem = self._tokens(tokens)
 
     async def play(self, scenes: Iterable[Scene], *, more: Callable[[Scene], bool]) -> int:
         """Play scenes while `more` says so, asked before each; returns how many were played."""

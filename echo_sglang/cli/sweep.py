@@ -1,8 +1,8 @@
 """The load that a profile is made from: which batches an idle server is led through.
 
-First a climb to as many rows as the time allows. Then corners (largest chunk, longest prefix,
-most rows, fullest KV, and the smallest of each), then scenes drawn at random between them until
-the time is used up. What the server makes of a scene is up to its scheduler; the step trace says
+First a climb to chunks as large, and then to as many rows, as the time allows. Then corners (largest
+chunk, longest prefix, most rows, fullest KV, and the smallest of each), then scenes drawn at random
+between them until the time is used up. What the server makes of a scene is up to its scheduler; the step trace says
 what really ran.
 """
 
@@ -30,13 +30,13 @@ MAX_OUTPUTS = 60
 MAX_OWN_CHUNKS = 2
 """Chunks of prompt that the rows of a random scene together take: rows matter, not prompts."""
 
-MOST_ROWS_SHARE = 0.03
-LEAST_SCENE_S = 3.0
-"""Of the time asked for, one scene with as many rows as are swept may take about this share, and
-so long at least."""
+CHUNK_SHARE, LEAST_CHUNK_S = 0.005, 0.5
+ROWS_SHARE, LEAST_ROWS_S = 0.03, 3.0
+"""Of the time asked for, the largest chunk swept may take about this share, and a scene with most
+rows; and so long at least. What lies between is most of what a profile is asked."""
 
-ROWS_STEP = 4
-"""From one scene of the climb to the next rows grow so many times at most."""
+RUNG, LEAST_RUNG = 4, 1.25
+"""From one scene of a climb to the next chunk or rows grow so many times at most, and at least."""
 
 NEEDED_LIMITS = ("chunk_tokens", "rows", "kv_tokens", "context_tokens", "vocabulary")
 
@@ -111,7 +111,12 @@ def longest_prompt(limits: Limits) -> Scene:
     return Scene(name="longest prompt", groups=((Prompt(1, limits.stem_tokens),),))
 
 
-def climbing_scene(limits: Limits, rows: int) -> Scene:
+def prompt_scene(tokens: int) -> Scene:
+    """One prompt of so many tokens."""
+    return Scene(name=f"{tokens} tokens", groups=((Prompt(tokens),),))
+
+
+def rows_scene(limits: Limits, rows: int) -> Scene:
     """So many rows after the longest prefix: what a decode step of them costs at most."""
     return Scene(
         name=f"{rows} rows, long",
@@ -122,15 +127,15 @@ def climbing_scene(limits: Limits, rows: int) -> Scene:
     )
 
 
-def more_rows(limits: Limits, rows: int, took_s: float, seconds: float) -> int:
-    """Rows of the next scene of the climb, after one of `rows` that took `took_s`; `rows` if more
-    are not affordable in a sweep of `seconds`, or not allowed.
+def next_rung(reached: int, took_s: float, *, most: int, allowed_s: float) -> int:
+    """How far to go after a scene of `reached` that took `took_s`: `reached` itself if more would
+    take longer than `allowed_s`, or is not there.
 
-    A server may allow rows by the hundred that it decodes at minutes a step.
+    A server may allow rows by the hundred and chunks by the thousand that it computes for minutes.
     """
-    allowed_s = max(MOST_ROWS_SHARE * seconds, LEAST_SCENE_S)
-    affordable = int(rows * allowed_s / took_s) if took_s > 0.0 else limits.rows
-    return max(rows, min(ROWS_STEP * rows, affordable, limits.rows))
+    affordable = int(reached * allowed_s / took_s) if took_s > 0.0 else most
+    following = min(RUNG * reached, affordable, most)
+    return following if following >= LEAST_RUNG * reached else reached
 
 
 def corner_scenes(limits: Limits) -> list[Scene]:

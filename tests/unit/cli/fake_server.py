@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,13 +22,15 @@ LIMITS = {
 class FakeServer:
     """Remembers every /generate; `status` may be changed by a test.
 
-    refuse_after: the number of requests after which /generate answers 503.
+    refuse_after: the number of requests after which /generate answers 503. takes_s: how long it
+    takes to answer a body.
     """
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.refuse_after: int | None = None
         self.stays_busy = False
+        self.takes_s: Callable[[dict[str, Any]], float] = lambda _: 0.0
         self.status: dict[str, Any] = {
             "requests": {"online_running": 0, "offline_pooled": 0},
             "limits": dict(LIMITS),
@@ -51,6 +54,7 @@ class FakeServer:
                 self.status["requests"]["online_running"] = 1
         if self.refuse_after is not None and number > self.refuse_after:
             return 503, '{"error": "full"}'
+        time.sleep(self.takes_s(body))
         outputs = body["sampling_params"]["max_new_tokens"]
         events = "".join(f'data: {{"index": {i}}}\n\n' for i in range(outputs))
         return 200, events + "data: [DONE]\n\n"

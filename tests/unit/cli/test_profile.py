@@ -30,7 +30,7 @@ def test_it_plays_every_corner_and_says_how_many_iterations_were_recorded(
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["scenes"] > 10
-    assert found["rows"] == LIMITS["rows"]
+    assert (found["rows"], found["chunk_tokens"]) == (LIMITS["rows"], LIMITS["chunk_tokens"])
     assert found["iterations"] == len(server.bodies)
     assert found["limits"] == LIMITS
 
@@ -52,6 +52,17 @@ def test_prompts_share_one_stem(server: FakeServer) -> None:
     longest = max((body["input_ids"] for body in server.bodies), key=len)
     sharing = [b for b in server.bodies if b["input_ids"][:50] == longest[:50]]
     assert len(sharing) > 10
+
+
+@pytest.mark.slow
+def test_rows_and_chunks_that_are_too_slow_are_left_out_and_told_of(server: FakeServer) -> None:
+    server.takes_s = lambda body: 0.02 * len(body["input_ids"]) if len(server.bodies) <= 5 else 0.0
+    server.status["limits"]["chunk_tokens"] = 400
+    result = profile(server)
+    assert result.exit_code == 0, result.output
+    assert "More chunk tokens than" in result.stdout
+    assert "allows 400" in result.stdout and "--chunked-prefill-size" in result.stdout
+    assert max(len(body["input_ids"]) for body in server.bodies[:4]) <= 64
 
 
 def test_a_busy_server_is_refused(server: FakeServer) -> None:

@@ -10,11 +10,11 @@ import pytest
 from echo_sglang.cli.sweep import (
     Limits,
     Scene,
-    climbing_scene,
     corner_scenes,
     longest_prompt,
-    more_rows,
+    next_rung,
     random_scenes,
+    rows_scene,
 )
 from echo_sglang.errors import ServerError
 
@@ -29,7 +29,7 @@ SERVERS = [
 def scenes_of(limits: Limits, count: int = 200) -> list[Scene]:
     return [
         longest_prompt(limits),
-        climbing_scene(limits, limits.rows),
+        rows_scene(limits, limits.rows),
         *corner_scenes(limits),
         *itertools.islice(random_scenes(limits, random.Random(1)), count),
     ]
@@ -64,23 +64,25 @@ def test_the_corners_are_reached(limits: Limits) -> None:
     assert any(s.rows and s.groups for s in scenes)
 
 
-def climb(limits: Limits, row_s: float, seconds: float) -> list[int]:
-    """Rows of the climb on a server where a scene takes `row_s` for each of them."""
-    climbed, rows = [], 1
-    while not climbed or rows > climbed[-1]:
-        climbed.append(rows)
-        rows = more_rows(limits, rows, row_s * rows, seconds)
-    return climbed
+def climb(most: int, each_s: float, allowed_s: float) -> list[int]:
+    """The climb on a server where a scene takes `each_s` for every row or token."""
+    climbed, following = [0], 1
+    while following > climbed[-1]:
+        climbed.append(following)
+        following = next_rung(following, each_s * following, most=most, allowed_s=allowed_s)
+    return climbed[1:]
 
 
-def test_the_climb_ends_at_the_most_rows_where_those_are_quick() -> None:
-    assert climb(SERVERS[1], row_s=0.01, seconds=180.0) == [1, 4, 16, 64, 256]
-    assert climb(SERVERS[2], row_s=0.01, seconds=180.0) == [1]
+def test_the_climb_ends_at_the_most_where_that_is_quick() -> None:
+    assert climb(256, each_s=0.01, allowed_s=5.4) == [1, 4, 16, 64, 256]
+    assert climb(330, each_s=0.0, allowed_s=5.4) == [1, 4, 16, 64, 256, 330]
+    assert climb(1, each_s=0.01, allowed_s=5.4) == [1]
 
 
 def test_the_climb_ends_where_a_scene_would_take_more_than_its_share() -> None:
-    assert climb(SERVERS[1], row_s=0.5, seconds=180.0) == [1, 4, 10]
-    assert climb(SERVERS[1], row_s=60.0, seconds=180.0) == [1]
+    assert climb(256, each_s=0.5, allowed_s=5.4) == [1, 4, 10]
+    assert climb(256, each_s=60.0, allowed_s=5.4) == [1]
+    assert climb(256, each_s=0.1, allowed_s=1.9) == [1, 4, 16]
 
 
 def test_the_same_seed_gives_the_same_scenes() -> None:
