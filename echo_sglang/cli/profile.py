@@ -67,8 +67,9 @@ def _tell_of_what_was_left(result: dict[str, Any], seconds: float) -> None:
         if result[name] < limits[name]:
             print(
                 f"\nMore {name.replace('_', ' ')} than {result[name]} were too slow for a sweep of "
-                f"{seconds:g} seconds; the server allows {limits[name]}. Iterations with more are a "
-                f"guess of the profile: give it more --seconds, or the server a smaller {flag}."
+                f"{seconds:g} seconds; the server allows {limits[name]}. Iterations with more are "
+                "a guess of the profile: give it more --seconds, or the server a smaller "
+                f"{flag}."
             )
 
 

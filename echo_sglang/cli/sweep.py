@@ -1,9 +1,9 @@
 """The load that a profile is made from: which batches an idle server is led through.
 
-First a climb to chunks as large, and then to as many rows, as the time allows. Then corners (largest
-chunk, longest prefix, most rows, fullest KV, and the smallest of each), then scenes drawn at random
-between them until the time is used up. What the server makes of a scene is up to its scheduler; the step trace says
-what really ran.
+First a climb to chunks as large, and then to as many rows, as the time allows. Then corners
+(largest chunk, longest prefix, most rows, fullest KV, and the smallest of each), then scenes drawn
+at random between them until the time is used up. What the server makes of a scene is up to its
+scheduler; the step trace says what really ran.
 """
 
 from __future__ import annotations
