@@ -30,7 +30,7 @@ MAX_OUTPUTS = 60
 MAX_OWN_CHUNKS = 2
 """Chunks of prompt that the rows of a random scene together take: rows matter, not prompts."""
 
-CHUNK_SHARE, LEAST_CHUNK_S = 0.005, 0.5
+CHUNK_SHARE, LEAST_CHUNK_S = 0.005, 2.0
 ROWS_SHARE, LEAST_ROWS_S = 0.03, 3.0
 """Of the time asked for, the largest chunk swept may take about this share, and a scene with most
 rows; and so long at least. What lies between is most of what a profile is asked."""

@@ -58,7 +58,7 @@ def test_prompts_share_one_stem(server: FakeServer) -> None:
 @pytest.mark.slow
 def test_rows_and_chunks_that_are_too_slow_are_left_out_and_told_of(server: FakeServer) -> None:
     def takes_s(body: dict[str, Any]) -> float:
-        return 0.02 * min(len(body["input_ids"]), 64) if len(server.bodies) <= 4 else 0.0
+        return 0.05 * min(len(body["input_ids"]), 64) if len(server.bodies) <= 4 else 0.0
 
     server.takes_s = takes_s
     server.status["limits"]["chunk_tokens"] = 400
