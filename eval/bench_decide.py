@@ -1,15 +1,21 @@
 """What deciding costs the scheduler, by pool size and rows, beside stock with the same queue.
 
-    python eval/bench_decide.py [--pooled 1000,10000,100000] [--loads documents,rows,unshared]
+    python eval/bench_decide.py [--pooled 1000,10000,100000] [--loads evaluation,documents,...]
 
 The real scheduler on an emulated A100 with Llama-3.1-8B, one process a run: N offline requests
-of about 1,000 tokens wait from the start, online ones arrive. Loads: `documents` (2 online
-requests/s; 20 questions to a document of 900 tokens), `rows` (the same documents, long answers
-and many more online requests, so that about 200 rows decode), `unshared` (no two prompts share
-anything). Virtual time does not depend on the machine, so runs of a kind compute the same batches
-(their SHA-1 is compared), and of every iteration the least of --repeats runs counts: other
-processes only add. Figures are microseconds an iteration of CPU time of the scheduler's thread
-or, where it says so, of wall time; garbage collection is in them.
+wait from the start, online ones arrive, 2/s where nothing else is said. Loads:
+
+    evaluation   that of `eval/run.py emulated`: online 600 tokens in and 200 out, 10 questions to
+                 a document of 4,000 tokens
+    documents    20 questions to a document of 900 tokens; about two are admitted an iteration
+    rows         the same documents, long answers and many more online requests, so that about 200
+                 rows decode
+    unshared     no two prompts share anything
+
+Virtual time does not depend on the machine, so runs of a kind compute the same batches (their
+SHA-1 is compared), and of every iteration the least of --repeats runs counts: other processes only
+add. Figures are microseconds an iteration of CPU time of the scheduler's thread or, where it says
+so, of wall time; garbage collection is in them.
 
     decide       the policy's decision alone; part of `added`
     snapshot     what it decides on, candidates and their cached lengths; part of `added`

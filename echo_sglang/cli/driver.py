@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
@@ -79,16 +78,10 @@ class SweepDriver:
         """From now on the prefix that prompts share is one of so many tokens, a new one."""
         self._stem = self._tokens(tokens)
 
-    async def play(self, scenes: Iterable[Scene], *, more: Callable[[Scene], bool]) -> int:
-        """Play scenes while `more` says so, asked before each; returns how many were played."""
-        played = 0
-        for scene in scenes:
-            if not more(scene):
-                break
-            await self._scene(scene)
-            await self._until_idle()
-            played += 1
-        return played
+    async def play(self, scene: Scene) -> None:
+        """Play one scene, until the server is idle again."""
+        await self._scene(scene)
+        await self._until_idle()
 
     async def status(self) -> dict[str, Any]:
         """GET /echo/status of one engine."""

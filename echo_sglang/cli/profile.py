@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Annotated, Any
@@ -74,69 +74,76 @@ def _tell_of_what_was_left(result: dict[str, Any], seconds: float) -> None:
 
 
 async def _sweep(url: str, seconds: float, seed: int, *, quiet: bool) -> dict[str, Any]:
-    begin_s = time.monotonic()
     # Tokens must be new to the server's cache; only the sizes of the scenes follow the seed.
     async with SweepDriver(url.rstrip("/"), random.Random()) as driver:
         limits = await driver.open()
         first = await driver.status()
         with _progress(quiet) as progress:
-            task = progress.add_task("starting", total=seconds)
-
-            def told(scene: Scene) -> float:
-                elapsed_s = time.monotonic() - begin_s
-                progress.update(task, completed=min(elapsed_s, seconds), description=scene.name)
-                return elapsed_s
-
-            async def play_all(scenes: list[Scene]) -> int:
-                return await driver.play(scenes, more=lambda scene: told(scene) >= 0.0)
-
-            scenes, within = await _climb(driver, limits, seconds, play_all)
-            scenes += await play_all(corner_scenes(within))
+            sweep = _Sweep(driver, seconds, progress)
+            within = await sweep.climb(limits)
+            for scene in corner_scenes(within):
+                await sweep.play(scene)
             drawn = random_scenes(within, random.Random(seed))
-            scenes += await driver.play(drawn, more=lambda scene: told(scene) < seconds)
-            progress.update(task, completed=seconds, description="done")
+            while sweep.elapsed_s < seconds:
+                await sweep.play(next(drawn))
         last = await driver.status()
     before, after = first["step_trace"], last["step_trace"]
     return {
-        "scenes": scenes,
+        "scenes": sweep.played,
         "rows": within.rows,
         "chunk_tokens": within.chunk_tokens,
         "iterations": after["rows_recorded"] - before["rows_recorded"],
         "dropped": after["rows_dropped"] - before["rows_dropped"],
-        "seconds": round(time.monotonic() - begin_s, 1),
+        "seconds": round(sweep.elapsed_s, 1),
         "seed": seed,
         "limits": asdict(limits),
     }
 
 
-async def _climb(
-    driver: SweepDriver,
-    limits: Limits,
-    seconds: float,
-    play: Callable[[list[Scene]], Awaitable[int]],
-) -> tuple[int, Limits]:
-    """Play larger and larger chunks, then more and more rows, as far as a sweep of `seconds` can
-    afford. Returns how many scenes there were and the limits that were reached."""
-    scenes = 0
+class _Sweep:
+    """Plays scenes, counts them and shows how far it is. seconds: what the user asked for."""
 
-    async def climb(scene_of: Callable[[int], Scene], most: int, allowed_s: float) -> int:
-        nonlocal scenes
+    def __init__(self, driver: SweepDriver, seconds: float, progress: Progress) -> None:
+        self.played = 0
+        self._driver = driver
+        self._seconds = seconds
+        self._progress = progress
+        self._task = progress.add_task("starting", total=seconds)
+        self._begin_s = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._begin_s
+
+    async def play(self, scene: Scene) -> float:
+        """Returns how long it took."""
+        done_s = min(self.elapsed_s, self._seconds)
+        self._progress.update(self._task, completed=done_s, description=scene.name)
+        start_s = time.monotonic()
+        await self._driver.play(scene)
+        self.played += 1
+        return time.monotonic() - start_s
+
+    async def climb(self, limits: Limits) -> Limits:
+        """Larger and larger chunks, then more and more rows, as far as the time asked for can
+        afford; returns the limits that were reached."""
+        allowed_s = max(CHUNK_SHARE * self._seconds, LEAST_CHUNK_S)
+        chunk = await self._reach(prompt_scene, limits.longest_chunk, allowed_s)
+        within = replace(limits, chunk_tokens=chunk)
+        self._driver.take_stem(within.stem_tokens)
+        await self.play(longest_prompt(within))
+        allowed_s = max(ROWS_SHARE * self._seconds, LEAST_ROWS_S)
+        rows = await self._reach(partial(rows_scene, within), limits.rows, allowed_s)
+        return replace(within, rows=rows)
+
+    async def _reach(self, scene_of: Callable[[int], Scene], most: int, allowed_s: float) -> int:
         reached, following = 0, 1
         while following > reached:
-            reached, start_s = following, time.monotonic()
-            scenes += await play([scene_of(reached)])
-            took_s = time.monotonic() - start_s
+            reached = following
+            took_s = await self.play(scene_of(reached))
             following = next_rung(reached, took_s, most=most, allowed_s=allowed_s)
         return reached
-
-    allowed_s = max(CHUNK_SHARE * seconds, LEAST_CHUNK_S)
-    chunk = await climb(prompt_scene, limits.longest_chunk, allowed_s)
-    within = replace(limits, chunk_tokens=chunk)
-    driver.take_stem(within.stem_tokens)
-    scenes += await play([longest_prompt(within)])
-    allowed_s = max(ROWS_SHARE * seconds, LEAST_ROWS_S)
-    rows = await climb(partial(rows_scene, within), limits.rows, allowed_s)
-    return scenes, replace(within, rows=rows)
 
 
 def _progress(quiet: bool) -> Progress:

@@ -6,6 +6,9 @@
        | +--WAITING<--exited--ENDING
        +--not ready in start_s--^
 
+A stop asked for in STARTING drains an engine that takes connections already and kills one that
+does not.
+
 `advance` takes a state, an event and the time and returns the next state and what to do. An
 engine is alive in STARTING, SERVING, ENDING and DRAINING, and in no other phase.
 """
@@ -74,6 +77,11 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepting:
+    """The engine takes connections from now on; requests may be on their way before it is ready."""
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """The engine process is gone; `code` is negative for a signal, as in subprocess."""
 
@@ -90,7 +98,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Beat | Exited | StopAsked | Tick
+Event = Accepting | Beat | Exited | StopAsked | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +135,8 @@ class Supervision:
 
     phase: Phase
     since_s: float
+    accepts: bool = False
+    """True once the engine takes connections."""
     ready_s: float | None = None
     """When the engine became ready; None before."""
     beat_s: float | None = None
@@ -155,6 +165,8 @@ def advance(state: Supervision, event: Event, now_s: float, limits: Limits) -> S
     if state.phase is Phase.STOPPED:
         return state, ()
     match event:
+        case Accepting():
+            return replace(state, accepts=state.phase is Phase.STARTING or state.accepts), ()
         case Beat(ready):
             return _beat(state, now_s, ready), ()
         case Exited(code):
@@ -225,7 +237,7 @@ def _exited(state: Supervision, code: int, now_s: float, limits: Limits) -> Step
         return state, ()
     end = state.killed_for or f"it ended with {describe_exit(code)}"
     if state.phase is Phase.DRAINING:
-        good = not state.forced and (code == 0 or state.ready_s is None)
+        good = not state.forced and (code == 0 or state.killed_for is not None)
         reason = state.killed_for or "drained" if good else end
         return _finish(state, 0 if good else 1, reason, now_s)
     if code == REFUSED_EXIT_CODE and state.ready_s is None and state.killed_for is None:
@@ -250,9 +262,11 @@ def _stop_asked(state: Supervision, now_s: float) -> Step:
     match state.phase:
         case Phase.SERVING:
             return draining, (DrainEngine(),)
+        case Phase.STARTING if state.accepts:
+            return draining, (DrainEngine(),)
         case Phase.STARTING | Phase.ENDING:
             reason = "a stop was asked for before it served"
-            return replace(draining, killed_for=reason, ready_s=None), (KillEngine(reason),)
+            return replace(draining, killed_for=reason), (KillEngine(reason),)
         case Phase.DRAINING:
             return _force(state, now_s, "a second signal cut the drain short")
         case _:

@@ -15,6 +15,7 @@ from echo_sglang.supervisor.blame import EngineEnd, may_be_of_requests
 from echo_sglang.supervisor.door import Door, Unavailable
 from echo_sglang.supervisor.engine import Engine
 from echo_sglang.supervisor.restarts import (
+    Accepting,
     DrainEngine,
     Event,
     Exited,
@@ -128,6 +129,7 @@ class Supervisor:
         say(f"engine {self._engine.pid} started")
 
     def _let_in(self, engine: Engine) -> None:
+        self._events.put((engine, Accepting()))
         with self._door_turns:
             if engine is self._engine:
                 self._door.close()

@@ -7,6 +7,7 @@ from hypothesis import given
 
 from echo_sglang.supervisor.restarts import (
     ALIVE,
+    Accepting,
     Beat,
     Event,
     Exited,
@@ -27,6 +28,7 @@ LIMITS = Limits(
 )
 
 EVENTS: st.SearchStrategy[Event] = st.one_of(
+    st.just(Accepting()),
     st.builds(Beat, st.booleans()),
     st.builds(Exited, st.integers(-15, 3)),
     st.just(StopAsked()),
@@ -42,7 +44,7 @@ def test_one_engine_at_most_is_alive_and_the_end_is_final(steps: list[tuple[floa
     failures_since_health = 0
     for after_s, event in steps:
         now_s += after_s
-        if isinstance(event, (Beat, Exited)) and not alive:
+        if isinstance(event, (Accepting, Beat, Exited)) and not alive:
             continue
         asked = asked or isinstance(event, StopAsked)
         was_long_ready = state.ready_s is not None and now_s - state.ready_s >= 30.0

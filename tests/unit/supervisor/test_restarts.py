@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from echo_sglang.supervisor.restarts import (
+    Accepting,
     Beat,
     DrainEngine,
     Event,
@@ -135,6 +136,19 @@ def test_a_stop_before_anything_is_served_ends_with_zero(events: list[tuple[floa
         state, more = advance(state, Exited(-9), 1.6, LIMITS)
         done.extend(more)
     assert isinstance(done[-1], Finish) and done[-1].code == 0
+
+
+def test_a_stop_drains_an_engine_that_takes_connections_but_is_not_ready() -> None:
+    _, done = play((4.0, Accepting()), (4.5, StopAsked()), (6.0, Exited(0)))
+    assert done == [DrainEngine(), Finish(0, "drained")]
+    _, done = play((4.0, Accepting()), (4.5, StopAsked()), (6.0, Exited(1)))
+    assert done == [DrainEngine(), Finish(1, "it ended with exit code 1")]
+
+
+def test_the_next_engine_takes_no_connections_because_the_last_one_did() -> None:
+    events = (4.0, Accepting()), (5.0, Exited(1)), (6.0, Tick())
+    state, done = play(*events, (6.5, StopAsked()))
+    assert isinstance(done[-1], KillEngine) and state.killed_for is not None
 
 
 def test_an_engine_that_survives_a_kill_is_killed_again() -> None:

@@ -63,10 +63,6 @@ class Running:
                 self.statuses.append(0)
         return self.statuses[-1] == 200
 
-    def is_ready(self) -> bool:
-        """It serves, and the supervisor, who hears of it with the next beat, knows."""
-        return self.serves() and "the engine is ready" in self.text()
-
     def engines(self) -> list[psutil.Process]:
         return list(psutil.Process(self.process.pid).children(recursive=True))
 
@@ -89,7 +85,7 @@ def test_crashes_and_hangs_are_survived_with_the_port_open_and_a_stop_ends_with_
     start: Start,
 ) -> None:
     running = start("crash", "hang", "serve")
-    running.until(running.is_ready)
+    running.until(running.serves)
     assert set(running.statuses) <= {0, 503, 200} and 503 in running.statuses
     text = running.text()
     assert "exit code 3" in text and "| the model is on fire" in text
@@ -118,7 +114,7 @@ def test_a_crash_loop_ends_with_its_reason(start: Start) -> None:
 
 def test_an_engine_that_ignores_the_drain_is_killed_after_its_bound(start: Start) -> None:
     running = start("stubborn")
-    running.until(running.is_ready)
+    running.until(running.serves)
     engines = running.engines()
     running.process.terminate()
     assert running.process.wait(TIMEOUT_S) == 1
@@ -128,7 +124,7 @@ def test_an_engine_that_ignores_the_drain_is_killed_after_its_bound(start: Start
 
 def test_a_second_signal_ends_at_once(start: Start) -> None:
     running = start("stubborn")
-    running.until(running.is_ready)
+    running.until(running.serves)
     running.process.terminate()
     running.until(lambda: "draining" in running.text())
     running.process.terminate()
