@@ -41,7 +41,8 @@ class SweepDriver:
         self._client = httpx.AsyncClient(
             base_url=base_url,
             timeout=REQUEST_TIMEOUT_S,
-            limits=httpx.Limits(max_connections=None),
+            # A kept connection may be closed by the server in the moment it is used again.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             transport=transport,
             trust_env=False,
         )

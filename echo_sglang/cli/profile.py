@@ -18,17 +18,23 @@ from echo_sglang.cli.driver import SweepDriver
 from echo_sglang.cli.output import JsonFlag, print_facts, print_json, refuses_clearly
 from echo_sglang.cli.sweep import (
     CHUNK_SHARE,
+    KV_SHARE,
     LEAST_CHUNK_S,
+    LEAST_KV_S,
     LEAST_ROWS_S,
     ROWS_SHARE,
     Limits,
+    Reach,
     Scene,
+    affordable_kv,
     corner_scenes,
     longest_prompt,
+    most_short_rows,
     next_rung,
     prompt_scene,
     random_scenes,
     rows_scene,
+    short_rows_scene,
 )
 
 
@@ -62,7 +68,11 @@ def profile(
 def _tell_of_what_was_left(result: dict[str, Any], seconds: float) -> None:
     """Say which iterations the server allows that were too slow to be swept."""
     limits = result["limits"]
-    flags = {"rows": "--max-running-requests", "chunk_tokens": "--chunked-prefill-size"}
+    flags = {
+        "rows": "--max-running-requests",
+        "chunk_tokens": "--chunked-prefill-size",
+        "kv_tokens": "--max-total-tokens",
+    }
     for name, flag in flags.items():
         if result[name] < limits[name]:
             print(
@@ -92,6 +102,8 @@ async def _sweep(url: str, seconds: float, seed: int, *, quiet: bool) -> dict[st
         "scenes": sweep.played,
         "rows": within.rows,
         "chunk_tokens": within.chunk_tokens,
+        "kv_tokens": within.kv_tokens,
+        "long_rows": within.long_rows,
         "iterations": after["rows_recorded"] - before["rows_recorded"],
         "dropped": after["rows_dropped"] - before["rows_dropped"],
         "seconds": round(sweep.elapsed_s, 1),
@@ -125,25 +137,30 @@ class _Sweep:
         self.played += 1
         return time.monotonic() - start_s
 
-    async def climb(self, limits: Limits) -> Limits:
-        """Larger and larger chunks, then more and more rows, as far as the time asked for can
-        afford; returns the limits that were reached."""
+    async def climb(self, limits: Limits) -> Reach:
+        """Larger and larger chunks, then more and more rows, short ones and long ones, as far as
+        the time asked for can afford."""
         allowed_s = max(CHUNK_SHARE * self._seconds, LEAST_CHUNK_S)
-        chunk = await self._reach(prompt_scene, limits.longest_chunk, allowed_s)
-        within = replace(limits, chunk_tokens=chunk)
+        chunk, took_s = await self._reach(prompt_scene, limits.longest_chunk, allowed_s)
+        kv = affordable_kv(limits, chunk, took_s, max(KV_SHARE * self._seconds, LEAST_KV_S))
+        within = replace(limits, chunk_tokens=chunk, kv_tokens=kv)
         self._driver.take_stem(within.stem_tokens)
         await self.play(longest_prompt(within))
         allowed_s = max(ROWS_SHARE * self._seconds, LEAST_ROWS_S)
-        rows = await self._reach(partial(rows_scene, within), limits.rows, allowed_s)
-        return replace(within, rows=rows)
+        rows, _ = await self._reach(short_rows_scene, most_short_rows(within), allowed_s)
+        long_rows, _ = await self._reach(partial(rows_scene, within), rows, allowed_s)
+        return Reach(**(asdict(within) | {"rows": rows, "long_rows": long_rows}))
 
-    async def _reach(self, scene_of: Callable[[int], Scene], most: int, allowed_s: float) -> int:
-        reached, following = 0, 1
+    async def _reach(
+        self, scene_of: Callable[[int], Scene], most: int, allowed_s: float
+    ) -> tuple[int, float]:
+        """How far it went, and how long that took."""
+        reached, following, took_s = 0, 1, 0.0
         while following > reached:
             reached = following
             took_s = await self.play(scene_of(reached))
             following = next_rung(reached, took_s, most=most, allowed_s=allowed_s)
-        return reached
+        return reached, took_s
 
 
 def _progress(quiet: bool) -> Progress:

@@ -1,6 +1,6 @@
 """The load that a profile is made from: which batches an idle server is led through.
 
-First a climb to chunks as large, and then to as many rows, as the time allows. Then corners
+First a climb to chunks as large and to as many rows as the time allows. Then corners
 (largest chunk, longest prefix, most rows, fullest KV, and the smallest of each), then scenes drawn
 at random between them until the time is used up. What the server makes of a scene is up to its
 scheduler; the step trace says what really ran.
@@ -25,6 +25,7 @@ FULL_SHARE = 0.85
 """Share of the KV pool that the fullest scene takes."""
 
 SHORT_TOKENS = 8
+SHORT_OUTPUTS = 12
 MIN_OUTPUTS = 6
 MAX_OUTPUTS = 60
 MAX_OWN_CHUNKS = 2
@@ -32,8 +33,10 @@ MAX_OWN_CHUNKS = 2
 
 CHUNK_SHARE, LEAST_CHUNK_S = 0.005, 2.0
 ROWS_SHARE, LEAST_ROWS_S = 0.03, 3.0
+KV_SHARE, LEAST_KV_S = 0.15, 10.0
 """Of the time asked for, the largest chunk swept may take about this share, and a scene with most
-rows; and so long at least. What lies between is most of what a profile is asked."""
+rows, and to fill the KV pool; and so long at least. What lies between is most of what a profile is
+asked."""
 
 RUNG, LEAST_RUNG = 4, 1.25
 """From one scene of a climb to the next chunk or rows grow so many times at most, and at least."""
@@ -106,6 +109,25 @@ class Limits:
         return min(self.chunk_tokens, self.stem_tokens)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach(Limits):
+    """As far as a sweep goes. rows: of a few tokens. long_rows: after the longest prefix."""
+
+    long_rows: int
+
+    @property
+    def read_tokens(self) -> int:
+        """The most KV that the rows of one scene attend to."""
+        return max(self.long_rows * self.stem_tokens, self.rows)
+
+
+def affordable_kv(limits: Limits, chunk_tokens: int, chunk_s: float, allowed_s: float) -> int:
+    """KV tokens that prompts fill within `allowed_s`, where a chunk takes `chunk_s`; enough at
+    least for what the scenes of chunks of that size need."""
+    filled = int(chunk_tokens * allowed_s / chunk_s) if chunk_s > 0.0 else limits.kv_tokens
+    return min(limits.kv_tokens, max(filled, 8 * chunk_tokens))
+
+
 def longest_prompt(limits: Limits) -> Scene:
     """Puts the prefix that others share into the cache."""
     return Scene(name="longest prompt", groups=((Prompt(1, limits.stem_tokens),),))
@@ -118,13 +140,19 @@ def prompt_scene(tokens: int) -> Scene:
 
 def rows_scene(limits: Limits, rows: int) -> Scene:
     """So many rows after the longest prefix: what a decode step of them costs at most."""
-    return Scene(
-        name=f"{rows} rows, long",
-        rows=rows,
-        shared_tokens=limits.stem_tokens,
-        own_tokens=1,
-        outputs=5,
-    )
+    stem = limits.stem_tokens
+    return Scene(name=f"{rows} rows, long", rows=rows, shared_tokens=stem, own_tokens=1, outputs=5)
+
+
+def most_short_rows(limits: Limits) -> int:
+    """Rows of a few tokens that the server takes and that its KV holds beside the stem."""
+    room = int(FULL_SHARE * limits.kv_tokens) - limits.stem_tokens
+    return max(min(limits.rows, room // (SHORT_TOKENS + SHORT_OUTPUTS)), 1)
+
+
+def short_rows_scene(rows: int) -> Scene:
+    """So many rows of a few tokens each."""
+    return Scene(name=f"{rows} rows, short", rows=rows, own_tokens=SHORT_TOKENS, outputs=5)
 
 
 def next_rung(reached: int, took_s: float, *, most: int, allowed_s: float) -> int:
@@ -138,10 +166,10 @@ def next_rung(reached: int, took_s: float, *, most: int, allowed_s: float) -> in
     return following if following >= LEAST_RUNG * reached else reached
 
 
-def corner_scenes(limits: Limits) -> list[Scene]:
+def corner_scenes(limits: Reach) -> list[Scene]:
     """The extremes, most telling first; about ten."""
     chunk, stem = limits.longest_chunk, limits.stem_tokens
-    beside = max(limits.rows - 2, 1)
+    beside, long_beside = max(limits.rows - 2, 1), max(limits.long_rows - 2, 1)
     ends = ((Prompt(chunk),), (Prompt(1),), (Prompt(chunk, stem),), (Prompt(1, stem),))
     full_own = int(FULL_SHARE * limits.kv_tokens / limits.rows) - MAX_OUTPUTS
     full_own = max(min(full_own, limits.context_tokens - CONTEXT_MARGIN), 1)
@@ -149,11 +177,13 @@ def corner_scenes(limits: Limits) -> list[Scene]:
     short = {"own_tokens": SHORT_TOKENS}
     return [
         Scene(name="ends of prompts", groups=ends),
-        Scene(name="one short row", rows=1, outputs=12, **short),
-        Scene(name="most rows, short", rows=limits.rows, outputs=12, **short),
+        Scene(name="one short row", rows=1, outputs=SHORT_OUTPUTS, **short),
+        Scene(name="most rows, short", rows=limits.rows, outputs=SHORT_OUTPUTS, **short),
         Scene(name="one long row", rows=1, outputs=12, groups=ends, **long),
-        Scene(name="rows and prompts, long", rows=beside, outputs=10, groups=ends, **long),
-        Scene(name="rows and prompts, short", rows=beside, outputs=12, groups=ends, **short),
+        Scene(name="rows and prompts, long", rows=long_beside, outputs=10, groups=ends, **long),
+        Scene(
+            name="rows and prompts, short", rows=beside, outputs=SHORT_OUTPUTS, groups=ends, **short
+        ),
         Scene(
             name="fullest KV",
             rows=limits.rows,
@@ -163,7 +193,7 @@ def corner_scenes(limits: Limits) -> list[Scene]:
     ]
 
 
-def random_scenes(limits: Limits, rng: random.Random) -> Iterator[Scene]:
+def random_scenes(limits: Reach, rng: random.Random) -> Iterator[Scene]:
     """Scenes between the extremes, without end; sizes are spread evenly over magnitudes."""
     room = int(FULL_SHARE * limits.kv_tokens) - limits.stem_tokens - 4 * limits.chunk_tokens
     room = min(room, MAX_OWN_CHUNKS * limits.chunk_tokens)
@@ -179,11 +209,12 @@ def random_scenes(limits: Limits, rng: random.Random) -> Iterator[Scene]:
             rows = min(rows, max(limits.rows - 3, 1))
         own = _spread(rng, 1, max(limits.stem_tokens // 4, 2))
         own = max(min(own, room // max(rows, 1) - MAX_OUTPUTS), 1)
+        longest = min(limits.stem_tokens, max(limits.read_tokens // max(rows, 1), 1))
         steps = MIN_OUTPUTS + 2 * len(groups)
         yield Scene(
             name=f"random {number}",
             rows=rows,
-            shared_tokens=rng.choice((0, _spread(rng, 1, limits.stem_tokens))),
+            shared_tokens=rng.choice((0, _spread(rng, 1, longest))),
             own_tokens=own,
             outputs=_outputs(limits, rows * own, decode_steps=steps) if rows else 0,
             groups=groups,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import asdict
 
 import pytest
 
 from echo_sglang.cli.sweep import (
     Limits,
+    Reach,
     Scene,
+    affordable_kv,
     corner_scenes,
     longest_prompt,
     next_rung,
@@ -26,12 +29,17 @@ SERVERS = [
 ]
 
 
+def reach(limits: Limits, *, long_rows: int | None = None) -> Reach:
+    """All that the server allows, or only so many rows after the longest prefix."""
+    return Reach(**asdict(limits), long_rows=long_rows or limits.rows)
+
+
 def scenes_of(limits: Limits, count: int = 200) -> list[Scene]:
     return [
         longest_prompt(limits),
         rows_scene(limits, limits.rows),
-        *corner_scenes(limits),
-        *itertools.islice(random_scenes(limits, random.Random(1)), count),
+        *corner_scenes(reach(limits)),
+        *itertools.islice(random_scenes(reach(limits), random.Random(1)), count),
     ]
 
 
@@ -62,6 +70,24 @@ def test_the_corners_are_reached(limits: Limits) -> None:
     assert max(decode_kv) >= limits.rows * limits.stem_tokens
     assert max(s.rows * s.own_tokens for s in scenes) >= 0.7 * limits.kv_tokens
     assert any(s.rows and s.groups for s in scenes)
+
+
+def test_rows_that_are_too_slow_after_the_longest_prefix_still_run_after_a_shorter_one() -> None:
+    limits = reach(SERVERS[1], long_rows=4)
+    scenes = [
+        *corner_scenes(limits),
+        *itertools.islice(random_scenes(limits, random.Random(1)), 200),
+    ]
+    assert max(s.rows for s in scenes) == 256
+    assert max(s.rows * s.shared_tokens for s in scenes) <= 4 * limits.stem_tokens
+    assert any(s.rows > 4 and s.shared_tokens > 100 for s in scenes)
+
+
+def test_no_more_kv_is_filled_than_the_time_allows_but_enough_for_every_scene() -> None:
+    limits = SERVERS[1]
+    assert affordable_kv(limits, 512, chunk_s=1.0, allowed_s=27.0) == 27 * 512
+    assert affordable_kv(limits, 8192, chunk_s=0.5, allowed_s=27.0) == limits.kv_tokens
+    assert affordable_kv(limits, 512, chunk_s=60.0, allowed_s=27.0) == 8 * 512
 
 
 def climb(most: int, each_s: float, allowed_s: float) -> list[int]:
