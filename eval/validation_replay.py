@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.tag import ServiceClass
@@ -20,6 +20,9 @@ from eval import contenders
 from eval.harness.records import RunRecord
 from eval.harness.workload import Workload
 from eval.validation_server import GRACE_S
+
+SETTLED_S = 30.0
+"""Offline throughput counts from here: until then a real server tokenizes what waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,38 @@ def emulate(given: Emulation) -> dict[str, Any]:
     )
     slo = Slo(ttft_s=contenders.SLO.ttft_s, tpot_s=contenders.SLO.tpot_s)
     records = result.emulator.records.values()
-    return summarise_requests(records, slo, given.window_s)
+    answers = [
+        Answer(record.done_s, record.request.prompt_tokens + record.received)
+        for record in records
+        if record.request.is_offline and record.done_s is not None and record.finish != "abort"
+    ]
+    return summarise_requests(records, slo, given.window_s) | steady_rates(answers, given.window_s)
+
+
+class Answer(NamedTuple):
+    """One offline request: answered so many seconds after the start, tokens read and written."""
+
+    done_s: float
+    tokens: int
+
+
+def answers_of(record: RunRecord) -> list[Answer]:
+    """The offline requests that a real server answered."""
+    return [
+        Answer(answer.done_s, answer.prompt_tokens + answer.output_tokens)
+        for answer in record.offline
+        if answer.error is None
+    ]
+
+
+def steady_rates(answers: Sequence[Answer], window_s: float) -> dict[str, float]:
+    """Offline requests and tokens per second from SETTLED_S to the end of the window."""
+    seconds = window_s - SETTLED_S
+    counted = [answer.tokens for answer in answers if SETTLED_S < answer.done_s <= window_s]
+    return {
+        "offline_per_s": len(counted) / seconds,
+        "offline_tokens_per_s": sum(counted) / seconds,
+    }
 
 
 def tokens_of(model_path: Path, workload: Workload) -> dict[str, list[int]]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from echo_sglang.adapter.profiles import load_profile
@@ -18,6 +18,7 @@ from echo_sglang.cli.training import WARM_UP_ITERATIONS
 from echo_sglang.estimate.step_trace import StepTrace
 from eval import contenders
 from eval.harness.client import LoadClient
+from eval.harness.corpus import read_documents
 from eval.harness.records import RunRecord
 from eval.harness.server import ECHO_MODULE, REPOSITORY, Server, ServerError, ServerSpec
 from eval.harness.workload import Workload, WorkloadConfig, build_workload, warm_up_workload
@@ -31,6 +32,13 @@ SERVER_LIMITS = ("--max-running-requests", "32", "--chunked-prefill-size", "512"
 """What the mix makes use of: a sweep goes as far as its server allows, and rows by the hundred or
 chunks of seconds would take the time that the batches of the mix are learned in."""
 
+THREADS = 1
+"""That compute: HTTP, tokenizer and the load client have a core of their own, as they have beside a
+GPU. Where they take turns with the model, iterations are longer in a run than in a sweep."""
+
+DOCUMENTS_A_MINUTE = 24
+"""More than is answered: a pool that runs dry would make two different runs of one."""
+
 EDGE_PROBES = 13
 """The last is not counted: its iterations cannot be told from those of the run."""
 
@@ -39,15 +47,16 @@ GRACE_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to run and where to leave it. sweep_s: seconds of profiling. server_flags: further
-    flags of the server, such as --echo-emulate DEVICE."""
+    """What to run and where to leave it. sweep_s: seconds of profiling. threads: that compute.
+    server_flags: further flags of the server, such as --echo-emulate DEVICE."""
 
     results: Path
     model_path: Path
     python: str = sys.executable
     sweep_s: float = 180.0
-    window_s: float = 120.0
+    window_s: float = 240.0
     seed: int = 1
+    threads: int = THREADS
     server_flags: tuple[str, ...] = SERVER_LIMITS
 
     @property
@@ -56,8 +65,11 @@ class Plan:
         return self.results / "profile.json"
 
     def workload(self) -> Workload:
-        """The foundation mix."""
-        return build_workload(WorkloadConfig(seed=self.seed, window_s=self.window_s))
+        """The foundation mix, with documents for the whole window as far as there are any."""
+        config = WorkloadConfig(seed=self.seed, window_s=self.window_s)
+        wanted = math.ceil(DOCUMENTS_A_MINUTE * self.window_s / 60.0)
+        known = len(read_documents(num_words=config.document_words))
+        return build_workload(replace(config, num_documents=min(wanted, known)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +171,7 @@ def _spec(plan: Plan, trace: Path, *flags: str) -> ServerSpec:
         python=plan.python,
         model_path=plan.model_path,
         flags=contenders.echo(("--echo-trace", str(trace), *plan.server_flags, *flags)).flags,
+        env={"OMP_NUM_THREADS": str(plan.threads)},
     )
 
 

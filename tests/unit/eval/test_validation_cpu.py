@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,19 @@ from echo_sglang.estimate.step_trace import StepTrace
 from echo_sglang.sim.catalog import device_named
 from echo_sglang.sim.processes import run_apart
 from echo_sglang.sim.workload import prompt_ids
-from eval.harness.records import OnlineRecord, RunRecord
+from eval.harness.corpus import read_documents
+from eval.harness.records import OfflineRecord, OnlineRecord, RunRecord
 from eval.harness.workload import OfflineRequest, OnlineRequest, Workload, WorkloadConfig
 from eval.validation_cpu import compare, setup_of, text
 from eval.validation_replay import (
+    Answer,
     Emulation,
     ScatteredDevice,
+    answers_of,
     emulate,
     requests_as_sent,
     shared_tokens,
+    steady_rates,
 )
 from eval.validation_server import Measured, Plan, Probe, edge_seconds, host_seconds
 from tests.unit.estimate.test_profile import profile
@@ -163,6 +168,29 @@ def test_the_comparison_says_what_holds() -> None:
     assert "-6.0%" in text(table.reset_index())
 
 
+def test_throughput_is_counted_once_the_pool_has_settled() -> None:
+    answers = [Answer(30.0, 1000), Answer(30.1, 700), Answer(60.0, 200), Answer(60.1, 5000)]
+    rates = steady_rates(answers, window_s=60.0)
+    assert rates == {"offline_per_s": 2 / 30.0, "offline_tokens_per_s": 900 / 30.0}
+
+
+def test_real_answers_count_with_what_was_read_and_written() -> None:
+    answered = OfflineRecord(
+        index=0, document=0, done_s=31.5, prompt_tokens=90, cached_tokens=80, output_tokens=16,
+        service_tier="flex", text="", error=None,
+    )  # fmt: skip
+    failed = replace(answered, index=1, error="HTTP 500")
+    assert answers_of(replace(played(2.0), offline=(answered, failed))) == [Answer(31.5, 106)]
+
+
+def test_documents_last_for_the_window_as_far_as_there_are_any(tmp_path: Path) -> None:
+    plan = Plan(results=tmp_path, model_path=tmp_path, window_s=60.0)
+    assert plan.workload().config.num_documents == 24
+    endless = replace(plan, window_s=6000.0)
+    known = endless.workload().config.num_documents
+    assert known == len(read_documents(num_words=endless.workload().config.document_words))
+
+
 @pytest.mark.slow
 def test_an_emulation_with_a_profile_answers_what_was_sent(tmp_path: Path) -> None:
     """The profile is of an invented machine, so the emulated server has to be forced to it."""
@@ -174,7 +202,7 @@ def test_an_emulation_with_a_profile_answers_what_was_sent(tmp_path: Path) -> No
         requests=requests_as_sent(workload(), measured.record, TOKENS),
         setup=setup_of(plan, measured),
         device=f"profile:{plan.profile}",
-        window_s=10.0,
+        window_s=60.0,
         ratios=(0.9, 1.1),
     )
     summary = next(run_apart(emulate, [given]))
