@@ -41,6 +41,8 @@ class Meter:
         self.rows_now = 0
         self.loops_s: list[float] = []
         self.collections: list[tuple[int, float]] = []
+        self._collections_so_far = 0
+        self.ended = False
         self._now: dict[str, Reading] = {}
         self._owners = ["engine"]
         self._since = now()
@@ -52,13 +54,14 @@ class Meter:
         gc.callbacks.append(self._collector)
 
     def next_iteration(self) -> None:
-        """What was measured since the last call is one iteration."""
+        """What was measured since the last call is one iteration, as long as the run goes on."""
         self._switch()
-        if self._now:
+        if self._now and not self.ended:
             self.iterations.append(self._without_own())
             self.rows.append(self.rows_now)
             if len(self.iterations) == WARM_UP:
                 self.collections.clear()
+            self._collections_so_far = len(self.collections)
         self._now, self._own = {}, {}
         start_s = time.thread_time()
         for _ in range(LOOP_COUNT):
@@ -182,7 +185,7 @@ class Meter:
             "parts": parts,
             "rows": self.rows[WARM_UP:],
             "loops_s": self.loops_s,
-            "collections": self.collections,
+            "collections": self.collections[: self._collections_so_far],
         }
 
 
@@ -257,6 +260,15 @@ def install(meter: Meter, *, echo: bool) -> None:
 
     emulated: Any = emulation.Emulation
     emulated.get_next_batch_to_run, emulated.run_batch = get_next_batch_to_run, run_batch
+    closing = emulation.Emulation._closing_messages
+
+    def _closing_messages(self: Any, *args: Any) -> Any:
+        messages = closing(self, *args)
+        # Everything that still waits is aborted now, which is no work of an iteration.
+        meter.ended = meter.ended or bool(messages)
+        return messages
+
+    emulated._closing_messages = _closing_messages
     _own_all(meter, emulated, ("ingest_requests", "on_idle"), "clients")
     _own_all(meter, EmulatedWorker, ("forward_batch_generation",), "clients")
     _own_all(meter, UnifiedRadixCache, CACHE_METHODS, "cache")

@@ -1,12 +1,12 @@
 """Claim: the emulator foretells a real server, here the CPU's, from that server's own profile.
 
 One command does all: Echo's server is swept (`echo-sglang profile`), its profile trained, a second
-server that uses the profile plays the foundation mix with a step trace, and the emulator plays the
-same requests at the times they were sent, on a device that takes as long as the profile says, with
-the scatter around it that the sweep had. The server computes on one core, so that HTTP and clients
-do not take turns with it. Two constants are measured too, on neither side of the
-comparison: the host's time between two iterations (step trace), and what HTTP, tokenizer and
-detokenizer add to a first token (single requests to the idle server).
+server that uses the profile plays the foundation mix with a step trace, and a third is swept again.
+The emulator plays the same requests at the times they were sent, on a device that takes as long as
+the two profiles say in the mean, with the scatter around them that the sweeps had. The server
+computes on one core, so that HTTP and clients do not take turns with it. Two constants are measured
+too, on neither side of the comparison: the host's time between two iterations (step trace), and
+what HTTP, tokenizer and detokenizer add to a first token (single requests to the idle server).
 """
 
 from __future__ import annotations
@@ -67,17 +67,19 @@ def run(plan: Plan) -> pd.DataFrame:
     for old in plan.results.glob("*.jsonl*"):
         old.unlink()
     _say("profiling a server")
-    make_profile(plan)
+    make_profile(plan, plan.before)
     _say("playing the mix to a real server")
     workload = plan.workload()
     measured = measure(plan, workload)
+    _say("profiling it again")
+    make_profile(plan, plan.after)
     _say("emulating it")
     emulation = Emulation(
         requests=requests_as_sent(workload, measured.record, tokens_of(plan.model_path, workload)),
         setup=setup_of(plan, measured),
-        device=f"profile:{plan.profile}",
+        devices=tuple(f"profile:{sweep.profile}" for sweep in (plan.before, plan.after)),
         window_s=plan.window_s,
-        ratios=scatter(plan),
+        ratios=scatter(plan.before) + scatter(plan.after),
         seed=plan.seed,
     )
     emulated = next(run_apart(emulate, [emulation]))
@@ -113,7 +115,7 @@ def setup_of(plan: Plan, measured: Measured) -> ServerSetup:
     echo = EchoConfig(
         slo_ttft_ms=contenders.SLO.ttft_s * 1e3,
         slo_tpot_ms=contenders.SLO.tpot_s * 1e3,
-        profile=str(plan.profile),
+        profile=str(plan.before.profile),
         profile_force=True,
     )
     return ServerSetup(
@@ -161,7 +163,7 @@ def text(table: pd.DataFrame) -> str:
 def add_command(commands: Any) -> None:
     """Add `validation-cpu` to the subcommands of an argparse parser."""
     command = commands.add_parser("validation-cpu", help="a CPU server against its own emulation")
-    command.add_argument("--sweep-s", type=float, default=180.0, help="seconds (%(default)s)")
+    command.add_argument("--sweep-s", type=float, default=120.0, help="seconds each (%(default)s)")
     command.add_argument("--window-s", type=float, default=240.0, help="seconds (%(default)s)")
     command.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     command.add_argument(

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from echo_sglang.domain.batch import BatchShape
@@ -27,34 +28,36 @@ SETTLED_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emulation:
-    """One emulated run, to be sent to its process. ratios, seed: see `ScatteredDevice`."""
+    """One emulated run, to be sent to its process. devices, ratios, seed: see `ScatteredDevice`."""
 
     requests: tuple[Request, ...]
     setup: ServerSetup
-    device: str
+    devices: tuple[str, ...]
     window_s: float
     ratios: tuple[float, ...] = (1.0,)
     seed: int = 1
 
 
 class ScatteredDevice:
-    """A device whose iterations scatter: each takes `ratios`, drawn at random, times as long."""
+    """One that takes as long as `devices` do in the mean, and scatters: each iteration takes
+    `ratios`, drawn at random, times as long."""
 
-    def __init__(self, device: Device, ratios: Sequence[float], seed: int) -> None:
-        self._device = device
+    def __init__(self, devices: Sequence[Device], ratios: Sequence[float], seed: int) -> None:
+        self._devices = devices
         self._ratios = ratios
         self._rng = random.Random(seed)
 
     def seconds(self, shape: BatchShape) -> float:
         """Another time for every batch, the same for every run."""
-        return self._device.seconds(shape) * self._rng.choice(self._ratios)
+        mean_s = fmean([device.seconds(shape) for device in self._devices])
+        return mean_s * self._rng.choice(self._ratios)
 
 
 def emulate(given: Emulation) -> dict[str, Any]:
     """In a process of its own: what the emulated clients saw."""
     result = run_emulated(
         merge(given.requests),
-        ScatteredDevice(device_from(given.device), given.ratios, given.seed),
+        ScatteredDevice([device_from(d) for d in given.devices], given.ratios, given.seed),
         given.setup,
         window_s=given.window_s,
         grace_s=GRACE_S,

@@ -23,7 +23,7 @@ from eval.harness.records import RunRecord
 from eval.harness.server import ECHO_MODULE, REPOSITORY, Server, ServerError, ServerSpec
 from eval.harness.workload import Workload, WorkloadConfig, build_workload, warm_up_workload
 
-SWEEP, RUN = "sweep.jsonl", "run.jsonl"
+RUN = "run.jsonl"
 
 BUSY_GAP_S = 0.05
 """A longer pause between two iterations is a wait for requests, not the host's work."""
@@ -46,23 +46,36 @@ GRACE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """One sweep: its step trace and the profile trained on it."""
+
+    trace: Path
+    profile: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to run and where to leave it. sweep_s: seconds of profiling. threads: that compute.
+    """What to run and where to leave it. sweep_s: seconds of each sweep. threads: that compute.
     server_flags: further flags of the server, such as --echo-emulate DEVICE."""
 
     results: Path
     model_path: Path
     python: str = sys.executable
-    sweep_s: float = 180.0
+    sweep_s: float = 120.0
     window_s: float = 240.0
     seed: int = 1
     threads: int = THREADS
     server_flags: tuple[str, ...] = SERVER_LIMITS
 
     @property
-    def profile(self) -> Path:
-        """The profile of the server."""
-        return self.results / "profile.json"
+    def before(self) -> Sweep:
+        """What the server was like before the run; Echo begins with its profile."""
+        return Sweep(trace=self.results / "before.jsonl", profile=self.results / "before.json")
+
+    @property
+    def after(self) -> Sweep:
+        """What it was like after it: a shared machine becomes slower and faster by the minute."""
+        return Sweep(trace=self.results / "after.jsonl", profile=self.results / "after.json")
 
     def workload(self) -> Workload:
         """The foundation mix, with documents for the whole window as far as there are any."""
@@ -91,18 +104,17 @@ class Probe:
     ttft_s: float
 
 
-def make_profile(plan: Plan) -> None:
+def make_profile(plan: Plan, sweep: Sweep) -> None:
     """Sweep a server and train on its trace. Raises ServerError if a command fails."""
-    trace = plan.results / SWEEP
-    with Server(_spec(plan, trace), log=plan.results / "sweep.log") as server:
+    with Server(_spec(plan, sweep.trace), log=sweep.trace.with_suffix(".log")) as server:
         _cli(plan, "profile", server.base_url, "--seconds", f"{plan.sweep_s:g}", "--json")
-    _cli(plan, "train", str(trace), "-o", str(plan.profile), "--seed", str(plan.seed))
+    _cli(plan, "train", str(sweep.trace), "-o", str(sweep.profile), "--seed", str(plan.seed))
 
 
 def measure(plan: Plan, workload: Workload) -> Measured:
     """Play `workload` to a server that has the profile."""
     trace = plan.results / RUN
-    spec = _spec(plan, trace, "--echo-profile", str(plan.profile))
+    spec = _spec(plan, trace, "--echo-profile", str(plan.before.profile))
     with Server(spec, log=plan.results / "run.log") as server:
         client = LoadClient(server.base_url, dialect=contenders.ECHO)
         asyncio.run(client.play(warm_up_workload()))
@@ -140,10 +152,10 @@ def edge_seconds(probes: Sequence[Probe], steps: StepTrace) -> float:
     return max(statistics.median(beyond_s), 0.0)
 
 
-def scatter(plan: Plan) -> tuple[float, ...]:
-    """How the sweep's iterations lie around what its profile says of them."""
-    model = load_profile(plan.profile).model
-    samples = samples_of(load_trace(plan.results / SWEEP), warm_up=WARM_UP_ITERATIONS)
+def scatter(sweep: Sweep) -> tuple[float, ...]:
+    """How a sweep's iterations lie around what its profile says of them."""
+    model = load_profile(sweep.profile).model
+    samples = samples_of(load_trace(sweep.trace), warm_up=WARM_UP_ITERATIONS)
     return tuple(sample.seconds / model.predict(sample.shape) for sample in samples)
 
 

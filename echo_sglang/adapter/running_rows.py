@@ -103,7 +103,7 @@ def _online_load(
     if not reqs:
         return OnlineLoad()
     slo = scheduler.echo_settings.slo
-    in_flight = _in_flight_rids(scheduler)
+    in_flight = _in_flight(scheduler)
     deadlines_s: list[float] = []
     gaps_s: list[float] = []
     tpots_s: list[float] = []
@@ -112,7 +112,7 @@ def _online_load(
         if progress is None:
             continue
         # A row that decodes has its first token, be it noted yet or not.
-        unseen = progress.first_token_s is None or req.rid in in_flight
+        unseen = progress.first_token_s is None or req in in_flight
         seen_s = in_flight_end_s if unseen else None
         due_s, late_s = progress.decode_limits_s(slo, seen_s, scheduler.online_share.share)
         deadlines_s.append(due_s)
@@ -127,7 +127,7 @@ def _online_load(
     )
 
 
-def _in_flight_rids(scheduler: EchoScheduler) -> frozenset[str]:
+def _in_flight(scheduler: EchoScheduler) -> frozenset[Req]:
     """Whose next token the device computes at this moment.
 
     A synchronous device has computed it already; when it is seen is what `delivery_steps` says.
@@ -135,4 +135,4 @@ def _in_flight_rids(scheduler: EchoScheduler) -> frozenset[str]:
     batch = scheduler.last_batch
     if scheduler.device_is_synchronous or batch is None or scheduler.step_timer.in_flight() is None:
         return frozenset()
-    return frozenset([req.rid for req in batch.reqs])
+    return frozenset(batch.reqs)

@@ -147,7 +147,7 @@ def _memory(
         growth += chunk.seqlen - chunk.prefix_len + clipped_new_tokens(chunk)
     return MemoryView(
         total_tokens=scheduler.max_total_num_tokens,
-        available_tokens=available_tokens(scheduler),
+        available_tokens=free + int(scheduler.tree_cache.evictable_size()),
         growth_tokens=int(growth) + scheduler.page_size * len(batch.reqs),
         reserve_tokens=scheduler.reserve.reserve_tokens(now_s),
         denied_tokens=scheduler.online_denied_tokens,

@@ -122,8 +122,8 @@ def batch_shape(batch: ScheduleBatch) -> BatchShape:
     prefixes = batch.prefix_lens[:num_extend]
     return BatchShape(
         extend_tokens=sum(extends),
-        extend_pairs=sum(e * p for e, p in zip(extends, prefixes, strict=True)),
-        extend_square=sum(e * e for e in extends),
+        extend_pairs=sum([e * p for e, p in zip(extends, prefixes, strict=True)]),
+        extend_square=sum([e * e for e in extends]),
         decode_rows=num_decode,
         # A row's prefix in a mixed batch lacks the token it computes, `seq_lens_cpu` has it.
         decode_kv_tokens=sum(batch.prefix_lens[num_extend:]) + num_decode,

@@ -15,19 +15,22 @@ def features(shape: BatchShape) -> tuple[float, ...]:
     The last but one is cached prefix read by prefill, the last is decode KV read beside
     prefill, which a mixed attention kernel does less well than a decode kernel.
     """
-    tokens = shape.extend_tokens
+    tokens, pairs, square, rows, kv_tokens, prefix_tokens, _ = shape
+    first, second, third = TOKEN_HINGES
     return (
         1.0,
         1.0 if tokens else 0.0,
         float(tokens),
-        *(float(max(tokens - hinge, 0)) for hinge in TOKEN_HINGES),
-        float(shape.extend_pairs),
-        float(shape.extend_square),
-        float(shape.decode_rows),
-        float(max(shape.decode_rows - ROW_HINGE, 0)),
-        float(shape.decode_kv_tokens),
-        float(shape.extend_prefix_tokens),
-        float(shape.decode_kv_tokens) if tokens else 0.0,
+        float(tokens - first) if tokens > first else 0.0,
+        float(tokens - second) if tokens > second else 0.0,
+        float(tokens - third) if tokens > third else 0.0,
+        float(pairs),
+        float(square),
+        float(rows),
+        float(rows - ROW_HINGE) if rows > ROW_HINGE else 0.0,
+        float(kv_tokens),
+        float(prefix_tokens),
+        float(kv_tokens) if tokens else 0.0,
     )
 
 
@@ -41,7 +44,11 @@ def linear_seconds(w: tuple[float, ...], shape: BatchShape) -> float:
         seconds += w[1] + w[2] * tokens + w[6] * pairs
         seconds += w[7] * square + w[11] * prefix_tokens
         seconds += w[12] * kv_tokens
-        for i, hinge in enumerate(TOKEN_HINGES):
-            if tokens > hinge:
-                seconds += w[3 + i] * (tokens - hinge)
+        first, second, third = TOKEN_HINGES
+        if tokens > first:
+            seconds += w[3] * (tokens - first)
+            if tokens > second:
+                seconds += w[4] * (tokens - second)
+                if tokens > third:
+                    seconds += w[5] * (tokens - third)
     return seconds

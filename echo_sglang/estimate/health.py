@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,8 +53,7 @@ class HealthSettings:
         assert 0 <= self.mature <= self.window
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     predicted_s: float
     upper_s: float
     measured_s: float
@@ -136,7 +136,7 @@ class Health:
     def status(self) -> StepTimeStatus:
         """A summary of the last window of each regime."""
         reports = [
-            report_on(regime.value, *np.array(_columns(outcomes)))
+            report_on(regime.value, *np.array(outcomes).T)
             for regime, outcomes in self._outcomes.items()
             if outcomes
         ]
@@ -157,11 +157,3 @@ class Health:
 
     def _worst(self) -> float:
         return max(max(ratio, 1.0 / ratio) for ratio in self._drift.values())
-
-
-def _columns(outcomes: deque[_Outcome]) -> list[list[float]]:
-    return [
-        [outcome.predicted_s for outcome in outcomes],
-        [outcome.upper_s for outcome in outcomes],
-        [outcome.measured_s for outcome in outcomes],
-    ]

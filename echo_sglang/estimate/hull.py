@@ -86,11 +86,10 @@ class Hull:
 
     def grown(self, shape: BatchShape) -> Hull:
         """This hull with one more batch in it; itself if the batch was inside."""
-        regime = shape.regime
-        seen, new = self.largest(regime), extent(shape)
-        if all(value <= largest for value, largest in zip(new, seen, strict=True)):
+        if self.excess(shape) == 0.0:
             return self
-        larger = _larger(seen, new)
+        regime = shape.regime
+        larger = _larger(self.largest(regime), extent(shape))
         if self.shared:
             return replace(self, extend=larger, decode=larger, mixed=larger)
         if regime is Regime.DECODE:

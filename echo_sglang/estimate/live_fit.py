@@ -17,39 +17,62 @@ NEWEST = 24
 
 
 class _Window:
-    """The newest `size` rows in order of time, without moving them at every addition."""
+    """The newest `size` rows in order of time, without moving them at every addition.
+
+    Those added since somebody looked wait as they are: every iteration adds one, and one in a
+    dozen looks.
+    """
 
     def __init__(self, size: int, columns: int) -> None:
         self._size = size
         self._rows = np.empty((2 * size, columns))
         self._seconds = np.empty(2 * size)
         self._start = self._end = 0
+        self._new_rows: list[tuple[float, ...]] = []
+        self._new_seconds: list[float] = []
 
     def __len__(self) -> int:
-        return self._end - self._start
+        return min(self._end - self._start + len(self._new_rows), self._size)
 
     def add(self, row: tuple[float, ...], seconds: float) -> None:
-        if self._end == len(self._rows):
-            self._move_to_front()
-        self._rows[self._end] = row
-        self._seconds[self._end] = seconds
-        self._end += 1
-        self._start = max(self._start, self._end - self._size)
+        self._new_rows.append(row)
+        self._new_seconds.append(seconds)
+        if len(self._new_rows) == self._size:
+            self._take_in()
 
     def scale_older(self, factor: float, *, newer: int) -> None:
+        self._take_in()
         self._seconds[self._start : max(self._end - newer, self._start)] *= factor
 
     def newest(self, count: int) -> tuple[Array, Array]:
+        self._take_in()
         kept = slice(max(self._start, self._end - count), self._end)
         return self._rows[kept], self._seconds[kept]
 
     def values(self) -> tuple[Array, Array]:
+        self._take_in()
+        return self._values()
+
+    def _take_in(self) -> None:
+        count = len(self._new_rows)
+        if not count:
+            return
+        if self._end + count > len(self._rows):
+            self._move_to_front()
+        self._rows[self._end : self._end + count] = self._new_rows
+        self._seconds[self._end : self._end + count] = self._new_seconds
+        self._end += count
+        self._start = max(self._start, self._end - self._size)
+        self._new_rows.clear()
+        self._new_seconds.clear()
+
+    def _values(self) -> tuple[Array, Array]:
         kept = slice(self._start, self._end)
         return self._rows[kept], self._seconds[kept]
 
     def _move_to_front(self) -> None:
-        rows, seconds = self.values()
-        count = len(self)
+        rows, seconds = self._values()
+        count = len(rows)
         self._rows[:count] = rows.copy()
         self._seconds[:count] = seconds.copy()
         self._start, self._end = 0, count

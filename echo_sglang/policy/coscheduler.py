@@ -106,7 +106,8 @@ def _rows_beside_online(
     """Offline rows that online rows cannot afford; all of them while nothing can be predicted."""
     if not model.trained:
         return tuple(row for row in rows if row.releasable)
-    alone_s = model.upper(decode_shape(snapshot, OfflineRows()))
+    online = snapshot.online
+    alone_s = model.upper(BatchShape(decode_rows=online.rows, decode_kv_tokens=online.kv_tokens))
     floor_s = max(sustainable_step(snapshot, settings.slo), 1.25 * alone_s)
     return rows_for_time(rows, snapshot, model, floor_s)
 

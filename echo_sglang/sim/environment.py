@@ -27,12 +27,13 @@ def prepare_environment() -> None:
     """Set what is not set. Harmless after the first time."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(_other_models()))
+    os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(models_but("llama")))
 
 
-def _other_models() -> list[str]:
-    """SGLang's model modules but the one used here: importing them all takes ten seconds."""
+def models_but(name: str) -> list[str]:
+    """SGLang's model modules but one, for SGLANG_DISABLED_MODEL_ARCHS: importing them all takes
+    ten seconds. Imports nothing of SGLang."""
     package = importlib.util.find_spec("sglang")
     assert package is not None and package.submodule_search_locations is not None
     folders = [str(Path(place) / "srt" / "models") for place in package.submodule_search_locations]
-    return [name for _, name, _ in pkgutil.iter_modules(folders) if name != "llama"]
+    return [module for _, module, _ in pkgutil.iter_modules(folders) if module != name]

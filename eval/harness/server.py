@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 import httpx
 
 from echo_sglang.errors import EchoError
+from echo_sglang.sim.environment import models_but
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STOCK_MODULE = "sglang.launch_server"
@@ -46,6 +48,15 @@ def die_with_parent() -> None:
     A server that outlives its test keeps a core busy and spoils every figure after it.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def quick_start(model_path: Path) -> dict[str, str]:
+    """Variables that keep SGLang from importing models nobody asked for: every server would spend
+    ten seconds on it. None for a model that is no plain Llama."""
+    config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    if config.get("architectures") != ["LlamaForCausalLM"]:
+        return {}
+    return {"SGLANG_DISABLED_MODEL_ARCHS": ",".join(models_but("llama"))}
 
 
 class ServerError(EchoError):
@@ -110,7 +121,7 @@ class Server:
         with self.log.open("wb") as sink:
             self._process = subprocess.Popen(
                 self.spec.command(port),
-                env=self.spec.environment(os.environ),
+                env=quick_start(self.spec.model_path) | self.spec.environment(os.environ),
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

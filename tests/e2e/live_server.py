@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import httpx
 
-from eval.harness.server import die_with_parent
+from eval.harness.server import die_with_parent, quick_start
 
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 20.0
@@ -61,7 +61,8 @@ class LiveServer:
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *flags,
         ]
-        self._environment = {**os.environ, **SERVER_ENVIRONMENT, **(environment or {})}
+        quick = quick_start(Path(model_path))
+        self._environment = {**os.environ, **quick, **SERVER_ENVIRONMENT, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: BinaryIO | None = None
         self._client = httpx.Client(

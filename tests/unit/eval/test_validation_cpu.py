@@ -118,10 +118,22 @@ def test_the_edge_is_what_a_lone_client_waits_beyond_its_iterations() -> None:
 def test_a_scattered_device_repeats_itself_only_in_another_run() -> None:
     shape = BatchShape(decode_rows=2, decode_kv_tokens=100)
     plain = device_named("RTX4090:Llama-3.1-8B")
-    first, again = (ScatteredDevice(plain, (0.5, 1.0, 2.0), seed=3) for _ in range(2))
+    first, again = (ScatteredDevice([plain], (0.5, 1.0, 2.0), seed=3) for _ in range(2))
     times = [first.seconds(shape) for _ in range(20)]
     assert times == [again.seconds(shape) for _ in range(20)]
     assert {round(seconds / plain.seconds(shape), 6) for seconds in times} == {0.5, 1.0, 2.0}
+
+
+def test_of_two_devices_the_mean_counts() -> None:
+    class Fixed:
+        def __init__(self, seconds: float) -> None:
+            self._seconds = seconds
+
+        def seconds(self, shape: BatchShape) -> float:
+            return self._seconds * shape.decode_rows
+
+    both = ScatteredDevice([Fixed(1.0), Fixed(2.0)], (2.0,), seed=1)
+    assert both.seconds(BatchShape(decode_rows=10)) == pytest.approx(30.0)
 
 
 def test_shared_tokens_stop_at_the_first_difference_and_before_the_last_token() -> None:
@@ -153,7 +165,7 @@ def test_the_emulated_server_has_the_limits_of_the_measured_one(tmp_path: Path) 
     assert (setup.kv_tokens, setup.max_running, setup.chunk_tokens) == (900, 7, 128)
     assert setup.host_s == 0.004
     assert setup.echo is not None
-    assert setup.echo.profile == str(tmp_path / "profile.json")
+    assert setup.echo.profile == str(tmp_path / "before.json")
 
 
 def test_the_comparison_says_what_holds() -> None:
@@ -195,13 +207,13 @@ def test_documents_last_for_the_window_as_far_as_there_are_any(tmp_path: Path) -
 def test_an_emulation_with_a_profile_answers_what_was_sent(tmp_path: Path) -> None:
     """The profile is of an invented machine, so the emulated server has to be forced to it."""
     plan = Plan(results=tmp_path, model_path=tmp_path)
-    plan.profile.write_text(profile().to_json(), encoding="utf-8")
+    plan.before.profile.write_text(profile().to_json(), encoding="utf-8")
     limits = {"kv_tokens": 1000, "context_tokens": 500, "rows": 8, "chunk_tokens": 128}
     measured = Measured(record=played(2.25), host_s=0.002, edge_s=0.0, limits=limits)
     given = Emulation(
         requests=requests_as_sent(workload(), measured.record, TOKENS),
         setup=setup_of(plan, measured),
-        device=f"profile:{plan.profile}",
+        devices=(f"profile:{plan.before.profile}",),
         window_s=60.0,
         ratios=(0.9, 1.1),
     )
