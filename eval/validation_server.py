@@ -39,6 +39,12 @@ GPU. Where they take turns with the model, iterations are longer in a run than i
 DOCUMENTS_A_MINUTE = 24
 """More than is answered: a pool that runs dry would make two different runs of one."""
 
+AGE_S = 45.0
+"""How long a server has played another mix before it is swept: in a pool that was used, the KV of a
+prompt lies scattered, and a CPU reads it more slowly than that of a fresh server."""
+
+AGE_SEED = 500
+
 EDGE_PROBES = 13
 """The last is not counted: its iterations cannot be told from those of the run."""
 
@@ -79,8 +85,15 @@ class Plan:
 
     def workload(self) -> Workload:
         """The foundation mix, with documents for the whole window as far as there are any."""
-        config = WorkloadConfig(seed=self.seed, window_s=self.window_s)
-        wanted = math.ceil(DOCUMENTS_A_MINUTE * self.window_s / 60.0)
+        return self._mix(self.seed, self.window_s)
+
+    def aging(self) -> Workload:
+        """A mix of other requests that is played before a sweep."""
+        return self._mix(AGE_SEED + self.seed, AGE_S)
+
+    def _mix(self, seed: int, window_s: float) -> Workload:
+        config = WorkloadConfig(seed=seed, window_s=window_s)
+        wanted = math.ceil(DOCUMENTS_A_MINUTE * window_s / 60.0)
         known = len(read_documents(num_words=config.document_words))
         return build_workload(replace(config, num_documents=min(wanted, known)))
 
@@ -107,6 +120,8 @@ class Probe:
 def make_profile(plan: Plan, sweep: Sweep) -> None:
     """Sweep a server and train on its trace. Raises ServerError if a command fails."""
     with Server(_spec(plan, sweep.trace), log=sweep.trace.with_suffix(".log")) as server:
+        client = LoadClient(server.base_url, dialect=contenders.ECHO)
+        asyncio.run(client.play(plan.aging(), grace_s=GRACE_S))
         _cli(plan, "profile", server.base_url, "--seconds", f"{plan.sweep_s:g}", "--json")
     _cli(plan, "train", str(sweep.trace), "-o", str(sweep.profile), "--seed", str(plan.seed))
 

@@ -69,8 +69,10 @@ def _with_what_each_holds_alone(
 ) -> OfflineRows:
     """Rows that may have to give KV back. A walk up the tree for each, so only then."""
     reqs = {req.rid: req for req in batch.reqs}
-    alone = [_held_alone(scheduler, reqs[rid]) for rid in rows.rids]
-    private = [own + more for own, more in zip(rows.private_tokens, alone, strict=True)]
+    private = [
+        max(kv_tokens - reqs[rid].kv.cache_protected_len, 0) + _held_alone(scheduler, reqs[rid])
+        for rid, kv_tokens in zip(rows.rids, rows.kv_tokens, strict=True)
+    ]
     return replace(rows, private_tokens=tuple(private))
 
 

@@ -34,8 +34,8 @@ class OnlineLoad:
 class OfflineRow:
     """One offline row that decodes now.
 
-    private_tokens: KV that only this row holds locked, given back when it is released. While no
-    row has to give KV back, only the part of it that is not in the tree.
+    private_tokens: KV that only this row holds locked, given back when it is released; 0 while no
+    row may have to give KV back.
     releasable: False while a result of it is in flight that must not be lost, or when
     SGLang cannot resume it (multimodal, embeddings, beam search, sessions).
     preemptions: how often it gave way so far. urgency: see `OfflineCandidate`.

@@ -32,6 +32,16 @@ def test_what_is_called_within_is_charged_to_its_own_owner_only() -> None:
     assert iteration["added"][0] + iteration["cache"][0] <= total_s
 
 
+def test_what_follows_the_end_of_a_run_is_no_iteration() -> None:
+    meter = Meter()
+    meter.owned(lambda: spin(0.001), "added")()
+    meter.next_iteration()
+    meter.ended = True
+    meter.owned(lambda: spin(0.001), "added")()
+    meter.next_iteration()
+    assert len(meter.iterations) == len(meter.rows) == 1
+
+
 def test_the_least_of_equal_runs_counts_for_every_iteration() -> None:
     def run(added_s: list[float]) -> dict[str, Any]:
         nothing = [(0.0, 0.0)] * len(added_s)

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from eval.harness.server import REPOSITORY, Server, ServerError, ServerSpec, default_model_path
+from eval.harness.server import (
+    REPOSITORY,
+    Server,
+    ServerError,
+    ServerSpec,
+    default_model_path,
+    quick_start,
+)
 
 
 @pytest.fixture
@@ -31,6 +38,16 @@ def test_the_environment_selects_the_platform_and_keeps_the_callers_thread_count
     assert spec.environment({"GOMP_SPINCOUNT": "7"})["GOMP_SPINCOUNT"] == "7"
     assert found["PYTHONPATH"].startswith(str(REPOSITORY))
     assert found["PYTHONPATH"].endswith("elsewhere")
+
+
+def test_a_server_of_a_plain_llama_imports_no_other_model(model: Path) -> None:
+    assert quick_start(model) == {}
+    (model / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
+    assert quick_start(model) == {}
+    (model / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    left_out = quick_start(model)["SGLANG_DISABLED_MODEL_ARCHS"].split(",")
+    assert "llama" not in left_out
+    assert {"qwen3", "gemma3_causal", "deepseek_v2"} <= set(left_out)
 
 
 def test_a_missing_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
