@@ -104,12 +104,11 @@ class SweepDriver:
 
     async def _scene(self, scene: Scene) -> None:
         decoding = [asyncio.Event() for _ in range(scene.rows)]
-        shared = self._stem[: scene.shared_tokens]
         rows = [
             asyncio.create_task(
-                self._generate([*shared, *self._tokens(scene.own_tokens)], scene.outputs, event)
+                self._generate([*self._stem[:shared], *self._tokens(own)], scene.outputs, event)
             )
-            for event in decoding
+            for (shared, own), event in zip(scene.kv_of_rows(), decoding, strict=True)
         ]
         try:
             for event in decoding:

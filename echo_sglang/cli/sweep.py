@@ -28,6 +28,10 @@ SHORT_TOKENS = 8
 SHORT_OUTPUTS = 12
 MIN_OUTPUTS = 6
 MAX_OUTPUTS = 60
+SHORTEST_ROW = 0.3
+"""Share of the longest row's KV that the shortest of an uneven scene has: rows that are served
+together are rarely equal, and kernels like them less than equal ones."""
+
 MAX_OWN_CHUNKS = 2
 """Chunks of prompt that the rows of a random scene together take: rows matter, not prompts."""
 
@@ -58,16 +62,27 @@ class Scene:
     """Rows that decode, and prompts that come while they do.
 
     rows: how many decode together, 0 for none. shared_tokens, own_tokens: KV of each that
-    all share, and that it has alone. outputs: tokens each produces.
-    groups: prompts that are sent together, one group after another.
+    all share, and that it has alone. uneven: that is the longest row, the others have less.
+    outputs: tokens each produces. groups: prompts that are sent together, one group after another.
     """
 
     name: str
     rows: int = 0
     shared_tokens: int = 0
     own_tokens: int = 0
+    uneven: bool = False
     outputs: int = 0
     groups: tuple[tuple[Prompt, ...], ...] = ()
+
+    def kv_of_rows(self) -> list[tuple[int, int]]:
+        """(shared tokens, own tokens) of every row, the longest first."""
+        least = SHORTEST_ROW if self.uneven else 1.0
+        step = (1.0 - least) / max(self.rows - 1, 1)
+        shares = [1.0 - step * number for number in range(self.rows)]
+        return [
+            (int(share * self.shared_tokens), max(int(share * self.own_tokens), 1))
+            for share in shares
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +231,7 @@ def random_scenes(limits: Reach, rng: random.Random) -> Iterator[Scene]:
             rows=rows,
             shared_tokens=rng.choice((0, _spread(rng, 1, longest))),
             own_tokens=own,
+            uneven=True,
             outputs=_outputs(limits, rows * own, decode_steps=steps) if rows else 0,
             groups=groups,
         )

@@ -29,6 +29,9 @@ SERVERS = [
 ]
 
 
+RNG = random.Random(1)
+
+
 def reach(limits: Limits, *, long_rows: int | None = None) -> Reach:
     """All that the server allows, or only so many rows after the longest prefix."""
     return Reach(**asdict(limits), long_rows=long_rows or limits.rows)
@@ -70,6 +73,23 @@ def test_the_corners_are_reached(limits: Limits) -> None:
     assert max(decode_kv) >= limits.rows * limits.stem_tokens
     assert max(s.rows * s.own_tokens for s in scenes) >= 0.7 * limits.kv_tokens
     assert any(s.rows and s.groups for s in scenes)
+
+
+def test_rows_of_random_scenes_differ_and_none_is_longer_than_the_scene_says() -> None:
+    scene = Scene(name="s", rows=8, shared_tokens=700, own_tokens=70, uneven=True)
+    rows = scene.kv_of_rows()
+    assert rows[0] == (700, 70)
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] == (210, 21)
+    assert len(set(rows)) == 8
+    assert all(s.uneven for s in itertools.islice(random_scenes(reach(SERVERS[1]), RNG), 50))
+
+
+def test_rows_of_an_even_scene_are_equal_and_each_has_a_token_of_its_own() -> None:
+    assert Scene(name="s", rows=3, shared_tokens=5, own_tokens=1).kv_of_rows() == [(5, 1)] * 3
+    assert Scene(name="s", rows=1, own_tokens=9, uneven=True).kv_of_rows() == [(0, 9)]
+    assert Scene(name="s", rows=2, own_tokens=1, uneven=True).kv_of_rows()[-1] == (0, 1)
+    assert Scene(name="s").kv_of_rows() == []
 
 
 def test_rows_that_are_too_slow_after_the_longest_prefix_still_run_after_a_shorter_one() -> None:
