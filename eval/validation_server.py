@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
+
 from echo_sglang.adapter.profiles import load_profile
 from echo_sglang.cli.trace_files import load_trace, samples_of
 from echo_sglang.cli.training import WARM_UP_ITERATIONS
@@ -122,6 +124,7 @@ def make_profile(plan: Plan, sweep: Sweep) -> None:
     with Server(_spec(plan, sweep.trace), log=sweep.trace.with_suffix(".log")) as server:
         client = LoadClient(server.base_url, dialect=contenders.ECHO)
         asyncio.run(client.play(plan.aging(), grace_s=GRACE_S))
+        _wait_until_idle(server)
         _cli(plan, "profile", server.base_url, "--seconds", f"{plan.sweep_s:g}", "--json")
     _cli(plan, "train", str(sweep.trace), "-o", str(sweep.profile), "--seed", str(plan.seed))
 
@@ -172,6 +175,16 @@ def scatter(sweep: Sweep) -> tuple[float, ...]:
     model = load_profile(sweep.profile).model
     samples = samples_of(load_trace(sweep.trace), warm_up=WARM_UP_ITERATIONS)
     return tuple(sample.seconds / model.predict(sample.shape) for sample in samples)
+
+
+def _wait_until_idle(server: Server) -> None:
+    """Until what a client left is aborted. The cache is not flushed: that would make the pool new.
+    Raises ServerError if the server stays busy."""
+    give_up_s = time.monotonic() + GRACE_S
+    while any(httpx.get(f"{server.base_url}/echo/status").json()["requests"].values()):
+        if time.monotonic() > give_up_s:
+            raise ServerError(f"the server is still busy; {server.log_tail()}")
+        time.sleep(0.2)
 
 
 def _probe(client: LoadClient, number: int) -> Probe:
