@@ -52,8 +52,9 @@ def die_with_parent() -> None:
 
 def quick_start(model_path: Path) -> dict[str, str]:
     """Variables that keep SGLang from importing models nobody asked for: every server would spend
-    ten seconds on it. None for a model that is no plain Llama."""
-    config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    ten seconds on it. None for a model that is no plain Llama, or is not there."""
+    path = model_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if config.get("architectures") != ["LlamaForCausalLM"]:
         return {}
     return {"SGLANG_DISABLED_MODEL_ARCHS": ",".join(models_but("llama"))}

@@ -42,6 +42,7 @@ def test_the_environment_selects_the_platform_and_keeps_the_callers_thread_count
 
 def test_a_server_of_a_plain_llama_imports_no_other_model(model: Path) -> None:
     assert quick_start(model) == {}
+    assert quick_start(model / "none") == {}
     (model / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
     assert quick_start(model) == {}
     (model / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
