@@ -147,6 +147,7 @@ def _server_args(setup: ServerSetup, model: Path) -> Any:
         "load_format": "dummy",
         "skip_tokenizer_init": True,
         "device": "cpu",
+        "dtype": "bfloat16",
         "max_total_tokens": setup.kv_tokens,
         "context_length": setup.context_tokens,
         "max_running_requests": setup.max_running,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ from sglang.srt.server_args import ServerArgs
 arguments = ServerArgs(**json.loads(sys.argv[1]))
 arguments.resolve_once()
 view = resolved_view(arguments)
-print("answer: " + json.dumps([view.device, view.attention_backend]))
+print("answer: " + json.dumps([view.device, view.attention_backend, view.dtype]))
 """
 
 
@@ -84,10 +85,35 @@ def test_asked_for_by_name_the_platform_and_its_backend_are_there():
 )
 def test_its_backend_is_the_default_and_a_named_one_is_kept(arguments, backend):
     arguments = {"model_path": model_path(), **arguments}
-    assert run_python("-c", RESOLVE, json.dumps(arguments), platform="echo_cpu") == [
-        "cpu",
-        backend,
-    ]
+    found = run_python("-c", RESOLVE, json.dumps(arguments), platform="echo_cpu")
+    assert found[:2] == ["cpu", backend]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of another processor")
+@pytest.mark.parametrize("said, served", [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_a_bf16_model_is_served_in_float32_where_bf16_would_be_a_loop(monkeypatch, said, served):
+    # torch's own way to say that there are no wider instructions, whatever this machine has.
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    arguments = {"model_path": model_path(), "dtype": said}
+    found = run_python("-c", RESOLVE, json.dumps(arguments), platform="echo_cpu")
+    assert found[2] == served
+
+
+@pytest.mark.parametrize(
+    "capability, machine, multiplies",
+    [
+        ("AVX2", "x86_64", False),
+        ("DEFAULT", "x86_64", False),
+        ("AVX512", "x86_64", True),
+        ("DEFAULT", "aarch64", True),
+    ],
+)
+def test_which_cpus_multiply_bf16(capability, machine, multiplies):
+    import sglang.srt.utils  # noqa: F401  (before sglang.srt.platforms, which it imports back)
+
+    from echo_sglang.platform.cpu import multiplies_bf16
+
+    assert multiplies_bf16(capability, machine) is multiplies
 
 
 @pytest.fixture(scope="module")
