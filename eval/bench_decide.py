@@ -6,11 +6,13 @@ The real scheduler on an emulated A100 with Llama-3.1-8B, one process a run: N o
 wait from the start, online ones arrive, 2/s where nothing else is said. Loads:
 
     evaluation   that of `eval/run.py emulated`: online 600 tokens in and 200 out, 10 questions to
-                 a document of 4,000 tokens
+                 a document of 4,000 tokens; what is asked of Echo is asked with this load
     documents    20 questions to a document of 900 tokens; about two are admitted an iteration
     rows         the same documents, long answers and many more online requests, so that about 200
                  rows decode
     unshared     no two prompts share anything
+
+The last three say how the cost grows with rows and admissions, and are held to no bound.
 
 Virtual time does not depend on the machine, so runs of a kind compute the same batches (their
 SHA-1 is compared), and of every iteration the least of --repeats runs counts: other processes only
@@ -44,7 +46,9 @@ from eval.iteration_meter import Meter, figures_of, install  # noqa: E402
 DEVICE = "A100-80G:Llama-3.1-8B"
 SEED = 1
 BOUNDS_US = {"decide": (200.0, 1000.0), "added": (500.0, 2000.0)}
-"""Median and p99 of CPU time that Echo wants to stay within."""
+"""Median and p99 of CPU time that Echo wants to stay within with the load BOUNDED."""
+
+BOUNDED = "evaluation"
 
 STOCK_CHUNK_TOKENS = 1024
 """Stock fills every chunk; short ones give as many iterations in a window as Echo has."""
@@ -145,7 +149,7 @@ def measured(only: str, window_s: float, repeats: int) -> dict[str, Any]:
 def report(
     sizes: list[int], name: str, window_s: float, contenders: list[str], repeats: int
 ) -> bool:
-    """Measure and print one table; returns whether Echo kept its bounds."""
+    """Measure and print one table; returns whether Echo kept its bounds, if it has any here."""
     print(f"\nload {name}: CPU median / p99 of an iteration, us; for added also wall median / p99")
     heads = [f"{part:>17}" for part in PARTS]
     heads.insert(3, f"{'added, wall':>17}")
@@ -157,7 +161,7 @@ def report(
             found[contender, size] = row
             _print_row(contender, size, row)
     kept = True
-    for part, bounds in BOUNDS_US.items():
+    for part, bounds in BOUNDS_US.items() if name == BOUNDED else ():
         for size in sizes:
             figures = found["echo", size][part][:2]
             if any(value > bound for value, bound in zip(figures, bounds, strict=True)):
@@ -192,7 +196,7 @@ def _print_row(contender: str, size: int, row: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Exit code 1 if Echo did not keep its bounds."""
+    """Exit code 1 if Echo did not keep its bounds with the load BOUNDED."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.runtime_context import get_parallel
 
+from echo_sglang.adapter.kv_space import kv_space
 from echo_sglang.adapter.requests import is_offline
 from echo_sglang.domain.plan import StepPlan
 from echo_sglang.errors import RankError
@@ -55,14 +56,13 @@ class RankState:
     @classmethod
     def of(cls, scheduler: EchoScheduler, running_batch: ScheduleBatch) -> RankState:
         """The state of this rank now."""
-        free = scheduler.token_to_kv_pool_allocator.available_size()
         chunk = scheduler.chunked_req
         return cls(
             step=scheduler.echo_step,
             rows=len(running_batch.reqs),
             waiting=len(scheduler.waiting_queue),
             pooled=len(scheduler.offline_queue),
-            available_tokens=int(free + scheduler.tree_cache.evictable_size()),
+            available_tokens=kv_space(scheduler).available,
             chunk_tokens=-1 if chunk is None else int(chunk.prefix_len),
         )
 

@@ -26,6 +26,7 @@ from echo_sglang.adapter.demand import reserve_of
 from echo_sglang.adapter.drain import DRAIN_KEY
 from echo_sglang.adapter.giving_back import OfflineReturn
 from echo_sglang.adapter.grammar_manager import BoundedGrammarManager
+from echo_sglang.adapter.kv_space import kv_space
 from echo_sglang.adapter.learning import LateWork, StepLearning
 from echo_sglang.adapter.offline_queue import OfflineQueue
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
@@ -41,7 +42,7 @@ from echo_sglang.adapter.release import release_chunk, release_rows
 from echo_sglang.adapter.requests import can_release, is_offline
 from echo_sglang.adapter.routes import DUMP_KEY
 from echo_sglang.adapter.short_pipeline import ShortPipeline
-from echo_sglang.adapter.snapshots import available_tokens, take_snapshot
+from echo_sglang.adapter.snapshots import take_snapshot
 from echo_sglang.adapter.status import build_status
 from echo_sglang.adapter.step_timer import StepTimer
 from echo_sglang.adapter.step_tracer import make_step_tracer
@@ -221,7 +222,7 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
 
     def _release(self, plan: StepPlan, running_batch: ScheduleBatch, now_s: float) -> None:
         if plan.release:
-            available = available_tokens(self)
+            available = kv_space(self).available
             released = release_rows(running_batch, self.tree_cache, frozenset(plan.release))
             self._park_rows(released, now_s, available, plan.budget_s)
             self._count("rows_released", len(released))

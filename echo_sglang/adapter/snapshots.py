@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 from echo_sglang.adapter.demand import running_online
+from echo_sglang.adapter.kv_space import kv_space
 from echo_sglang.adapter.requests import EchoReq, can_release, is_offline
 from echo_sglang.adapter.running_rows import clipped_new_tokens, running_rows
 from echo_sglang.domain.snapshot import (
@@ -143,26 +144,20 @@ def _candidates(scheduler: EchoScheduler, now_s: float) -> tuple[OfflineCandidat
 def _memory(
     scheduler: EchoScheduler, batch: ScheduleBatch, growth: float, now_s: float
 ) -> MemoryView:
-    free = scheduler.token_to_kv_pool_allocator.available_size()
+    space = kv_space(scheduler)
     chunk = scheduler.chunked_req
     if chunk is not None:
         growth += chunk.seqlen - chunk.prefix_len + clipped_new_tokens(chunk)
     return MemoryView(
         total_tokens=scheduler.max_total_num_tokens,
-        available_tokens=free + int(scheduler.tree_cache.evictable_size()),
+        available_tokens=space.available,
         growth_tokens=int(growth) + scheduler.page_size * len(batch.reqs),
         reserve_tokens=scheduler.reserve.reserve_tokens(now_s),
         denied_tokens=scheduler.online_denied_tokens,
         protected_tokens=_protected_tokens(scheduler),
-        free_tokens=free,
-        victim_hits=_victim_hits(scheduler, free - len(batch.reqs)),
+        free_tokens=space.free,
+        victim_hits=_victim_hits(scheduler, space.free - len(batch.reqs)),
     )
-
-
-def available_tokens(scheduler: EchoScheduler) -> int:
-    """KV tokens free, or cached and evictable."""
-    free = scheduler.token_to_kv_pool_allocator.available_size()
-    return int(free + scheduler.tree_cache.evictable_size())
 
 
 def _online_chunk_tokens(scheduler: EchoScheduler) -> int:

@@ -9,6 +9,7 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.runtime_context import get_parallel
 
 from echo_sglang.adapter.identity import server_limits
+from echo_sglang.adapter.kv_space import kv_space
 from echo_sglang.adapter.requests import is_offline
 from echo_sglang.estimate.idle_rates import idle_rates
 from echo_sglang.policy.offline_status import offline_status
@@ -81,8 +82,7 @@ def _requests(scheduler: EchoScheduler) -> dict[str, int]:
 
 
 def _memory(scheduler: EchoScheduler) -> dict[str, int]:
-    free = scheduler.token_to_kv_pool_allocator.available_size()
-    cached = scheduler.tree_cache.evictable_size()
+    free, cached = kv_space(scheduler)
     total = scheduler.max_total_num_tokens
     online = sum(_own_tokens(req) for req in _running(scheduler) if not is_offline(req))
     return {
