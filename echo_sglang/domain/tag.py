@@ -82,12 +82,19 @@ class RequestTag:
                 "custom_params.echo", f"expected an object, got {reprlib.repr(params)}"
             )
         name = params.get("class", ServiceClass.ONLINE.value)
-        if name not in [member.value for member in ServiceClass]:
+        plain = _PLAIN_TAGS.get(name) if isinstance(name, str) else None
+        if plain is None:
             raise RequestError(
                 "custom_params.echo.class",
                 f"expected 'online' or 'offline', got {reprlib.repr(name)}",
             )
-        return _with_extras(ServiceClass(name), "custom_params.echo", params)
+        if len(params) == 1 and "class" in params:
+            return plain
+        return _with_extras(plain.service_class, "custom_params.echo", params)
+
+
+_PLAIN_TAGS = {member.value: RequestTag(service_class=member) for member in ServiceClass}
+"""Most requests have no extras: their tags are made once."""
 
 
 def resolve_tag(
