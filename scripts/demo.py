@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from echo_sglang.errors import EchoError
 from eval import contenders
 from eval.contenders import SLO
 from eval.harness.client import LoadClient
+from eval.harness.corpus import read_documents
 from eval.harness.provenance import collect_provenance
 from eval.harness.records import RunRecord, summarise
 from eval.harness.report import caption_of, plot_timeline, write_json
@@ -123,7 +125,10 @@ def show(arguments: argparse.Namespace) -> None:
     contender = contenders.echo(()) if is_echo else contenders.stock_fcfs()
     module = ECHO_MODULE if is_echo else STOCK_MODULE
     spec = ServerSpec(module=module, model_path=model_path, flags=contender.flags)
-    beside = build_workload(WorkloadConfig(seed=arguments.seed, window_s=arguments.beside_s))
+    config = WorkloadConfig(seed=arguments.seed, window_s=arguments.beside_s)
+    # All there are: a quick machine answers the questions about the usual 24 before the end.
+    documents = len(read_documents(num_words=config.document_words))
+    beside = build_workload(replace(config, num_documents=documents))
     alone = build_workload(
         WorkloadConfig(seed=arguments.seed + 1, window_s=arguments.alone_s)
     ).without_offline()
