@@ -1,9 +1,9 @@
-"""The demo's SLO follows the machine."""
+"""What the demo asks of a slow machine."""
 
 from __future__ import annotations
 
 import pytest
-from demo import slo_of_machine, with_slo
+from demo import slo_for, slowness_of_machine, with_slo
 
 from eval import contenders
 from eval.harness.client import ECHO
@@ -11,21 +11,19 @@ from eval.harness.records import Slo
 
 
 @pytest.mark.parametrize(
-    ("ttft_s", "tpot_s", "slo"),
-    [
-        (0.2, 0.06, contenders.SLO),
-        (0.4, 0.1, contenders.SLO),
-        (1.0, 0.1, Slo(ttft_s=5.0, tpot_s=0.75)),
-        (0.3, 0.35, Slo(ttft_s=7.0, tpot_s=1.05)),
-    ],
+    ("ttft_s", "tpot_s", "slowness"),
+    [(0.2, 0.06, 1.0), (0.35, 0.09, 1.0), (0.75, 0.07, 3.0), (0.3, 0.13, 2.0)],
 )
-def test_the_slo_is_longer_where_a_lone_message_takes_longer(
-    ttft_s: float, tpot_s: float, slo: Slo, capsys: pytest.CaptureFixture[str]
+def test_a_machine_is_slow_by_the_slower_of_first_and_further_tokens(
+    ttft_s: float, tpot_s: float, slowness: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = slo_of_machine(ttft_s, tpot_s)
-    assert found == Slo(ttft_s=pytest.approx(slo.ttft_s), tpot_s=pytest.approx(slo.tpot_s))
-    said = capsys.readouterr().out
-    assert (f"TTFT {slo.ttft_s:.1f} s" in said) == (slo != contenders.SLO)
+    assert slowness_of_machine(ttft_s, tpot_s) == slowness
+    assert ("times the usual" in capsys.readouterr().out) == (slowness > 1.0)
+
+
+def test_the_slo_is_as_many_times_longer() -> None:
+    assert slo_for(1.0) == contenders.SLO
+    assert slo_for(3.0) == Slo(ttft_s=pytest.approx(6.0), tpot_s=pytest.approx(0.9))
 
 
 def test_chat_messages_say_their_slo_and_questions_do_not() -> None:
