@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from echo_sglang.errors import EchoError
 from eval import contenders
-from eval.harness.client import Dialect, LoadClient
+from eval.harness.client import LoadClient
 from eval.harness.corpus import read_documents
 from eval.harness.provenance import collect_provenance
 from eval.harness.records import RunRecord, Slo, summarise
@@ -130,18 +130,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show(arguments: argparse.Namespace) -> None:
     """Play both phases and report. Raises ServerError if the server cannot do its part."""
     model_path = arguments.model_path.expanduser()
-    is_echo = arguments.server == "echo"
-    contender = contenders.echo(()) if is_echo else contenders.stock_fcfs()
-    module = ECHO_MODULE if is_echo else STOCK_MODULE
-    spec = ServerSpec(module=module, model_path=model_path, flags=contender.flags)
-    _say(f"Starting {module} on {model_path.name}, about half a minute ...")
-    with Server(spec, log=RESULTS / "server.log") as server:
-        client = LoadClient(server.base_url, dialect=contender.dialect)
-        asyncio.run(client.play(warm_up_workload()))
+    name = ECHO_MODULE if arguments.server == "echo" else STOCK_MODULE
+    _say(f"Starting {name} on {model_path.name}, about half a minute ...")
+    with contextlib.ExitStack() as servers:
+        server, client, contender = _start(servers, arguments.server, contenders.SLO, model_path)
         slowness = slowness_of_machine(*_lone_message(client))
         slo, beside, alone = slo_for(slowness), *_workloads(arguments, slowness)
-        if is_echo and slo != contenders.SLO:
-            client = LoadClient(server.base_url, dialect=with_slo(contender.dialect, slo))
+        if slo != contenders.SLO:
+            servers.close()
+            server, client, contender = _start(servers, arguments.server, slo, model_path)
         server.flush_cache()
         _say(f"Phase 1 of 2: {len(alone.online)} chat messages in {arguments.alone_s:.0f} s")
         alone_run, _ = asyncio.run(_play(server, client, alone))
@@ -151,7 +148,9 @@ def show(arguments: argparse.Namespace) -> None:
             f"beside {len(beside.offline)} questions about documents"
         )
         beside_run, status = asyncio.run(_play(server, client, beside))
-    provenance = collect_provenance(model_path=model_path, pythons={arguments.server: spec.python})
+    provenance = collect_provenance(
+        model_path=model_path, pythons={arguments.server: sys.executable}
+    )
     caption = caption_of(provenance, seeds=[arguments.seed], window_s=arguments.beside_s)
     _print_report(alone_run, beside_run, status, beside, slo)
     write_json(RESULTS / "demo.json", {
@@ -168,6 +167,20 @@ def show(arguments: argparse.Namespace) -> None:
     _say(f"Left in {RESULTS.relative_to(REPOSITORY)}/: demo.json, demo.png, server.log")
 
 
+def _start(
+    servers: contextlib.ExitStack, name: str, slo: Slo, model_path: Path
+) -> tuple[Server, LoadClient, contenders.Contender]:
+    """A server that is warm. Raises ServerError if it does not come up."""
+    told = ("--slo-ttft-ms", f"{slo.ttft_s * 1e3:g}", "--slo-tpot-ms", f"{slo.tpot_s * 1e3:g}")
+    contender = contenders.echo(told) if name == "echo" else contenders.stock_fcfs()
+    module = ECHO_MODULE if name == "echo" else STOCK_MODULE
+    spec = ServerSpec(module=module, model_path=model_path, flags=contender.flags)
+    server = servers.enter_context(Server(spec, log=RESULTS / "server.log"))
+    client = LoadClient(server.base_url, dialect=contender.dialect)
+    asyncio.run(client.play(warm_up_workload()))
+    return server, client, contender
+
+
 def slowness_of_machine(ttft_s: float, tpot_s: float) -> float:
     """How many times the usual a lone message takes; 1.0 if it is not much slower. Says so if it
     is."""
@@ -177,7 +190,7 @@ def slowness_of_machine(ttft_s: float, tpot_s: float) -> float:
     _say(
         f"A lone message takes {ttft_s:.2f} s and {tpot_s * 1e3:.0f} ms a token on this machine, "
         f"{slowness} times the usual: the SLO is as many times longer, {_told(slo_for(slowness))}, "
-        "and messages come as many times more rarely."
+        "messages come as many times more rarely, and the server is started again."
     )
     return slowness
 
@@ -201,12 +214,6 @@ def _workloads(arguments: argparse.Namespace, slowness: float) -> tuple[Workload
     )
     alone = replace(config, seed=arguments.seed + 1, window_s=arguments.alone_s, num_documents=0)
     return build_workload(config), build_workload(alone)
-
-
-def with_slo(dialect: Dialect, slo: Slo) -> Dialect:
-    """The same, every chat message with an SLO of its own."""
-    own = {"ttft_ms": slo.ttft_s * 1e3, "tpot_ms": slo.tpot_s * 1e3}
-    return replace(dialect, online=dialect.online | {"echo": own})
 
 
 def _told(slo: Slo) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from demo import slo_for, slowness_of_machine, with_slo
+from demo import slo_for, slowness_of_machine
 
 from eval import contenders
-from eval.harness.client import ECHO
 from eval.harness.records import Slo
 
 
@@ -24,9 +23,3 @@ def test_a_machine_is_slow_by_the_slower_of_first_and_further_tokens(
 def test_the_slo_is_as_many_times_longer() -> None:
     assert slo_for(1.0) == contenders.SLO
     assert slo_for(3.0) == Slo(ttft_s=pytest.approx(6.0), tpot_s=pytest.approx(0.9))
-
-
-def test_chat_messages_say_their_slo_and_questions_do_not() -> None:
-    told = with_slo(ECHO, Slo(ttft_s=5.0, tpot_s=0.75))
-    assert told.online == {"echo": {"ttft_ms": 5000.0, "tpot_ms": 750.0}}
-    assert told.offline == ECHO.offline
