@@ -23,7 +23,13 @@ from eval.harness.client import LoadClient
 from eval.harness.corpus import read_documents
 from eval.harness.records import RunRecord
 from eval.harness.server import ECHO_MODULE, REPOSITORY, Server, ServerError, ServerSpec
-from eval.harness.workload import Workload, WorkloadConfig, build_workload, warm_up_workload
+from eval.harness.workload import (
+    Workload,
+    WorkloadConfig,
+    build_workload,
+    lone_message_workload,
+    warm_up_workload,
+)
 
 RUN = "run.jsonl"
 
@@ -189,17 +195,9 @@ def _wait_until_idle(server: Server) -> None:
 
 def _probe(client: LoadClient, number: int) -> Probe:
     """One message, of a text of its own, to an idle server, for one token."""
-    config = WorkloadConfig(
-        seed=5000 + number,
-        window_s=0.1,
-        online_rate_per_s=0.0,
-        burst_size=1,
-        burst_every_s=0.1,
-        online_tokens_out=1,
-        num_documents=0,
-    )
+    workload = lone_message_workload(5000 + number, tokens_out=1)
     sent_unix_s = time.time()
-    answer = asyncio.run(client.play(build_workload(config), grace_s=GRACE_S)).online[0]
+    answer = asyncio.run(client.play(workload, grace_s=GRACE_S)).online[0]
     if answer.first_s is None:
         raise ServerError(f"an idle server did not answer: {answer.error}")
     return Probe(sent_unix_s=sent_unix_s, ttft_s=answer.first_s - answer.sent_s)

@@ -39,7 +39,13 @@ from eval.harness.server import (
     default_model_path,
     exit_on_sigterm,
 )
-from eval.harness.workload import Workload, WorkloadConfig, build_workload, warm_up_workload
+from eval.harness.workload import (
+    Workload,
+    WorkloadConfig,
+    build_workload,
+    lone_message_workload,
+    warm_up_workload,
+)
 
 RESULTS = REPOSITORY / "results" / "demo"
 STATUS_AT = 0.75
@@ -47,6 +53,7 @@ NUM_SAMPLES = 3
 NUM_DECISIONS = 3
 NUM_PROBES = 3
 PROBE_SEED = 3000
+PROBE_TOKENS = 24
 USUAL = Slo(ttft_s=0.25, tpot_s=0.065)
 """What a lone message takes on machines like those that load and SLO were chosen on."""
 
@@ -130,8 +137,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show(arguments: argparse.Namespace) -> None:
     """Play both phases and report. Raises ServerError if the server cannot do its part."""
     model_path = arguments.model_path.expanduser()
-    name = ECHO_MODULE if arguments.server == "echo" else STOCK_MODULE
-    _say(f"Starting {name} on {model_path.name}, about half a minute ...")
     with contextlib.ExitStack() as servers:
         server, client, contender = _start(servers, arguments.server, contenders.SLO, model_path)
         slowness = slowness_of_machine(*_lone_message(client))
@@ -175,6 +180,7 @@ def _start(
     contender = contenders.echo(told) if name == "echo" else contenders.stock_fcfs()
     module = ECHO_MODULE if name == "echo" else STOCK_MODULE
     spec = ServerSpec(module=module, model_path=model_path, flags=contender.flags)
+    _say(f"Starting {module} on {model_path.name}, about half a minute ...")
     server = servers.enter_context(Server(spec, log=RESULTS / "server.log"))
     client = LoadClient(server.base_url, dialect=contender.dialect)
     asyncio.run(client.play(warm_up_workload()))
@@ -224,15 +230,8 @@ def _lone_message(client: LoadClient) -> tuple[float, float]:
     """Median TTFT and TPOT of chat messages to a server that does nothing else, seconds."""
     answers = []
     for number in range(NUM_PROBES):
-        config = WorkloadConfig(
-            seed=PROBE_SEED + number,
-            window_s=0.1,
-            online_rate_per_s=0.0,
-            burst_size=1,
-            burst_every_s=0.1,
-            num_documents=0,
-        )
-        answers += asyncio.run(client.play(build_workload(config))).online
+        workload = lone_message_workload(PROBE_SEED + number, tokens_out=PROBE_TOKENS)
+        answers += asyncio.run(client.play(workload)).online
     tpots_s = [answer.tpot_s for answer in answers if answer.tpot_s is not None]
     if not tpots_s:
         raise ServerError(f"an idle server did not answer: {answers[0].error}")

@@ -17,6 +17,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 from echo_sglang.platform import device_timer
+from echo_sglang.platform.bf16 import multiplies_bf16
 from echo_sglang.platform.threads import limit_spinning, share_cores
 
 if TYPE_CHECKING:
@@ -28,12 +29,6 @@ logger = logging.getLogger(__name__)
 
 PLATFORM_NAME = "echo_cpu"
 ATTENTION_BACKEND = "echo_cpu"
-
-WITHOUT_BF16 = ("DEFAULT", "AVX2")
-"""Levels of x86 vector instructions, as torch names them, at which oneDNN does not multiply bf16
-matrices. What torch does instead is a loop over the rows. On two cores of an AMD EPYC with AVX2 the
-products of SmolLM2-135M took 1,956 ms for 128 rows and 63 ms for 4, in float32 384 ms and 144 ms:
-float32 reads twice as much, but pays it once for all rows."""
 
 
 def activate() -> str | None:
@@ -58,14 +53,6 @@ def allow_attention_backend() -> None:
 
     if ATTENTION_BACKEND not in ATTENTION_BACKEND_CHOICES:
         add_attention_backend_choices([ATTENTION_BACKEND])
-
-
-def multiplies_bf16(capability: str, machine: str) -> bool:
-    """False where float32 computes prompts several times faster than bf16.
-
-    capability: `torch.backends.cpu.get_cpu_capability()`. machine: `platform.machine()`.
-    """
-    return machine not in ("x86_64", "AMD64") or capability not in WITHOUT_BF16
 
 
 def _create_attention_backend(runner: ModelRunner) -> AttentionBackend:

@@ -152,6 +152,20 @@ def warm_up_workload() -> Workload:
     return build_workload(config)
 
 
+def lone_message_workload(seed: int, *, tokens_out: int) -> Workload:
+    """One chat message at once: what it takes on a server that does nothing else."""
+    config = WorkloadConfig(
+        seed=seed,
+        window_s=0.1,
+        online_rate_per_s=0.0,
+        burst_size=1,
+        burst_every_s=0.1,
+        online_tokens_out=tokens_out,
+        num_documents=0,
+    )
+    return build_workload(config)
+
+
 def draw_arrivals(config: WorkloadConfig, rng: np.random.Generator) -> list[float]:
     """Arrival seconds in [0, window_s): Poisson, plus a burst at every half period.
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from echo_sglang.platform.bf16 import multiplies_bf16
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 LONG = {"chunked_prefill_size": 64, "max_prefill_tokens": 64}
 ANSWER = "answer: "
@@ -109,10 +111,6 @@ def test_a_bf16_model_is_served_in_float32_where_bf16_would_be_a_loop(monkeypatc
     ],
 )
 def test_which_cpus_multiply_bf16(capability, machine, multiplies):
-    import sglang.srt.utils  # noqa: F401  (before sglang.srt.platforms, which it imports back)
-
-    from echo_sglang.platform.cpu import multiplies_bf16
-
     assert multiplies_bf16(capability, machine) is multiplies
 
 

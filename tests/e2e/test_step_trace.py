@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from echo_sglang.adapter.forward_pass import ForwardPassRecorder
@@ -18,6 +20,7 @@ from echo_sglang.cli.trace_files import load_trace
 from echo_sglang.domain.step_record import StepMode, StepRecord
 from echo_sglang.estimate.profile import Profile
 from echo_sglang.estimate.trace_check import TraceCheck, check_trace
+from echo_sglang.platform.bf16 import multiplies_bf16
 from tests.e2e.conftest import ServerFactory
 from tests.e2e.http_kit import OFFLINE, ONLINE, generate, prompt, status, until, until_idle
 from tests.e2e.live_server import LiveServer
@@ -153,8 +156,8 @@ def test_sglangs_own_metrics_tell_the_same(run: Run, records: list[StepRecord]) 
 def test_the_header_says_which_server_it_was(run: Run) -> None:
     header = load_trace(run.trace).header
     assert "attention_backend=echo_cpu" in header.identity["flags"]
-    # In bf16, as the model is, where the CPU multiplies that.
-    assert header.identity["dtype"] in ("bfloat16", "float32")
+    as_the_model = multiplies_bf16(torch.backends.cpu.get_cpu_capability(), platform.machine())
+    assert header.identity["dtype"] == ("bfloat16" if as_the_model else "float32")
     assert "cores" in header.identity["hardware"]
     assert header.limits["kv_tokens"] == KV_TOKENS
     assert header.limits["chunk_tokens"] == 256
