@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.snapshot import OfflineCandidate
-from echo_sglang.policy.impact_room import row_room as impact_row_room
-from echo_sglang.policy.iteration import Iteration, largest
+from echo_sglang.policy.bound import Bound
+from echo_sglang.policy.iteration import Iteration
 from echo_sglang.policy.preemption import RESULT_STEPS
-from echo_sglang.policy.settings import CoschedulerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +16,7 @@ class Admission:
     """Room for offline requests in one iteration."""
 
     iteration: Iteration
-    settings: CoschedulerSettings
+    bound: Bound
 
     def admissible(self, budget_s: float) -> tuple[OfflineCandidate, ...]:
         """Candidates that may be admitted, in their order. budget_s: time offline work has now.
@@ -71,33 +69,9 @@ class Admission:
 
     def row_room(self) -> int:
         """Offline rows that may join before decoding everybody takes too long."""
-        snapshot, model, decode = (
-            self.iteration.snapshot,
-            self.iteration.model,
-            self.iteration.decode,
-        )
-        slots = self.slots
-        if not model.trained:
-            return min(slots, 1)
-        if snapshot.impact is not None:
-            return impact_row_room(self.iteration, snapshot.candidates, slots)
-        limit_s = self.settings.decode_share * self.settings.slo.tpot_slo_s
-        rows = decode.decode_rows
-        mean_kv = decode.decode_kv_tokens // rows if rows else 0
-        guarded = snapshot.online.rows > 0
-
-        def fits(more: int) -> bool:
-            grown = BatchShape(
-                decode_rows=rows + more,
-                decode_kv_tokens=decode.decode_kv_tokens + more * mean_kv,
-            )
-            if guarded and model.extrapolates(grown):
-                return False
-            return model.predict(grown) <= limit_s
-
-        room = largest(min(slots, len(snapshot.candidates)), fits)
-        alone = rows == 0 and slots > 0
-        return max(room, 1 if alone else 0)
+        if not self.bound.model.trained:
+            return min(self.slots, 1)
+        return self.bound.row_room(self.iteration, self.slots)
 
     def memory_room(self) -> int:
         """KV tokens that offline requests may commit beyond what runs."""

@@ -11,13 +11,8 @@ from echo_sglang.domain.plan import PlanKind, PlanOption, Reason, ReleaseCause, 
 from echo_sglang.domain.snapshot import OfflineRow, OfflineRows, Snapshot, WaitingOnline
 from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.admission import Admission
+from echo_sglang.policy.bound import Bound, bound_of
 from echo_sglang.policy.drafts import Drafting
-from echo_sglang.policy.impact_room import (
-    expected,
-    fine_times,
-    rows_beyond_impact,
-    serves_online_prompt,
-)
 from echo_sglang.policy.iteration import Iteration
 from echo_sglang.policy.plans import Draft, best_of, option_of
 from echo_sglang.policy.preemption import (
@@ -25,10 +20,9 @@ from echo_sglang.policy.preemption import (
     online_shortage,
     rows_for_reserve,
     rows_for_shortage,
-    rows_for_time,
 )
 from echo_sglang.policy.settings import CoschedulerSettings
-from echo_sglang.policy.slack import in_deadline_order, sustainable_step
+from echo_sglang.policy.slack import in_deadline_order
 
 Rows = tuple[OfflineRow, ...]
 
@@ -40,14 +34,14 @@ def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettin
     online requests lack KV, slots or time, the fewest that suffice. Offline prompts fill what
     the SLOs leave, by the plan that advances most offline work per second.
     """
-    if snapshot.impact is not None and not serves_online_prompt(snapshot):
-        model = expected(model, fine_times(snapshot.impact))
+    bound = bound_of(snapshot, model, settings)
+    model = bound.model
     waiting = _online_order(snapshot, model)
-    released, cause = _giving_way(snapshot, model, settings)
+    released, cause = _giving_way(snapshot, bound)
     kept = _without(snapshot.offline_rows, released)
     iteration = Iteration(snapshot, model, decode_shape(snapshot, kept))
-    admission = Admission(iteration, settings)
-    drafting = Drafting(iteration, admission, settings, released)
+    admission = Admission(iteration, bound)
+    drafting = Drafting(iteration, bound, admission, settings, released)
     online_first = waiting or (snapshot.chunk is not None and snapshot.chunk.is_online)
     drafts = drafting.for_online(waiting) if online_first else drafting.beside_nobody_waiting()
     options = [
@@ -75,9 +69,7 @@ def decide(snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettin
     )
 
 
-def _giving_way(
-    snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettings
-) -> tuple[Rows, ReleaseCause | None]:
+def _giving_way(snapshot: Snapshot, bound: Bound) -> tuple[Rows, ReleaseCause | None]:
     """The fewest offline rows that must go, and why; the gravest cause if there are several."""
     rows = snapshot.offline_rows
     if not rows:
@@ -87,29 +79,11 @@ def _giving_way(
     if not released:
         cause = ReleaseCause.RESERVE
         released = rows_for_reserve(rows, snapshot.memory)
-    if snapshot.impact is not None:
-        costly = rows_beyond_impact(_without(rows, released), snapshot, model)
-        if costly and not released:
-            cause = ReleaseCause.IMPACT
-        released += costly
-    elif snapshot.online.rows:
-        late = _rows_beside_online(_without(rows, released), snapshot, model, settings)
-        if late and not released:
-            cause = ReleaseCause.TIME if model.trained else ReleaseCause.SAFE_MODE
-        released += late
+    costly = bound.rows_beyond(_without(rows, released))
+    if costly and not released:
+        cause = bound.release_cause
+    released += costly
     return released, cause if released else None
-
-
-def _rows_beside_online(
-    rows: OfflineRows, snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettings
-) -> Rows:
-    """Offline rows that online rows cannot afford; all of them while nothing can be predicted."""
-    if not model.trained:
-        return tuple(row for row in rows if row.releasable)
-    online = snapshot.online
-    alone_s = model.upper(BatchShape(decode_rows=online.rows, decode_kv_tokens=online.kv_tokens))
-    floor_s = max(sustainable_step(snapshot, settings.slo), 1.25 * alone_s)
-    return rows_for_time(rows, snapshot, model, floor_s)
 
 
 def _refused(snapshot: Snapshot, model: StepTimeModel, released: Rows) -> tuple[PlanOption, ...]:
@@ -144,8 +118,8 @@ def _offline_reason(drafts: list[Draft], best: int, admission: Admission) -> Rea
         return Reason.IDLE
     if not trained:
         return Reason.SAFE_MODE
-    if snapshot.impact is not None:
-        return Reason.NO_IMPACT
+    if admission.bound.held_reason is not None:
+        return admission.bound.held_reason
     if snapshot.chunk is not None or admission.admissible(drafts[best].budget_s):
         return Reason.NO_SLACK
     if admission.slots <= 0:

@@ -15,12 +15,12 @@ from echo_sglang.domain.snapshot import (
     WaitingOnline,
 )
 from echo_sglang.policy.admission import Admission
-from echo_sglang.policy.impact_room import impact_budget, impact_chunk
+from echo_sglang.policy.bound import Bound
 from echo_sglang.policy.iteration import Iteration, Work, total_tokens
 from echo_sglang.policy.plans import Draft
 from echo_sglang.policy.preemption import covers, decode_shape, online_shortage
 from echo_sglang.policy.settings import CoschedulerSettings
-from echo_sglang.policy.slack import arrival_guard, decode_budget, gap_budget
+from echo_sglang.policy.slack import decode_budget, gap_budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Drafting:
     """
 
     iteration: Iteration
+    bound: Bound
     admission: Admission
     settings: CoschedulerSettings
     released: tuple[OfflineRow, ...]
@@ -40,7 +41,7 @@ class Drafting:
 
     def beside_nobody_waiting(self) -> list[Draft]:
         """Nobody online waits: fill the budget with offline prompts, or only decode."""
-        chunk, budget_s = self.iteration.snapshot.chunk, self._offline_budget()
+        chunk, budget_s = self.iteration.snapshot.chunk, self.bound.budget_s(self.iteration)
         candidates = self._candidates(budget_s)
         park = ChunkAction.NONE if chunk is None else ChunkAction.PARK
         drafts = [Draft(kind=PlanKind.KEEP, budget_s=budget_s, action=park)]
@@ -117,41 +118,9 @@ class Drafting:
         ]
 
     def _offline_chunk(self, work: Work, budget_s: float) -> int:
-        """Tokens of an offline chunk, 0 if none is worth its time now.
-
-        A small chunk may cost online rows nearly as much as a large one; decode-only
-        iterations meanwhile gain the slack that a larger one then uses better.
-        """
-        iteration, settings = self.iteration, self.settings
-        online_rows = iteration.snapshot.online.rows
-        cap = iteration.chunk_cap(work)
-        least = min(cap, self._least_tokens)
-        if not iteration.model.trained:
-            known = settings.safe_chunk_tokens
-            if iteration.snapshot.impact is None:
-                known = max(known, iteration.known_tokens())
-            return 0 if online_rows else min(cap, known)
-        if iteration.snapshot.impact is not None:
-            return impact_chunk(iteration, work, budget_s, least)
-        tokens = min(iteration.largest_chunk(work, budget_s), iteration.known_tokens())
-        if not online_rows:
-            # Nobody is delayed now, and a model that is wrong is corrected only by running.
-            return max(tokens, least)
-        tokens = iteration.known_chunk(work, tokens)
-        if tokens < least:
-            return 0
-        efficient = iteration.is_efficient(work, tokens, settings.min_chunk_efficiency)
-        return tokens if efficient else 0
-
-    def _offline_budget(self) -> float:
-        """Until the next online token is due, and so that a burst arriving now is not late."""
-        iteration, slo = self.iteration, self.settings.slo
-        if iteration.snapshot.impact is not None and iteration.model.trained:
-            return impact_budget(iteration.snapshot, iteration.model)
-        burst, decode = iteration.snapshot.typical_burst_tokens, iteration.decode
-        burst_s = iteration.model.predict(decode.with_chunk(burst, 0) if burst else decode)
-        guard_s = arrival_guard(burst_s, slo) / iteration.snapshot.delivery_steps
-        return min(decode_budget(iteration.snapshot), guard_s)
+        """Tokens of an offline chunk, 0 if none is worth its time now."""
+        least = min(self.iteration.chunk_cap(work), self._least_tokens)
+        return self.bound.chunk(self.iteration, work, budget_s, least)
 
     def _candidates(self, budget_s: float) -> tuple[OfflineCandidate, ...]:
         return () if self.released else self.admission.admissible(budget_s)
@@ -178,10 +147,10 @@ class Drafting:
             online=waiting,
         )
         alone = own or tokens < total_tokens(work) or not self.iteration.model.trained
-        alone = alone or self.iteration.snapshot.impact is not None
+        alone = alone or not self.bound.joins_online
         if alone or action in (ChunkAction.PARK, ChunkAction.RELEASE):
             return [online]
-        left_s = self._offline_budget()
+        left_s = self.bound.budget_s(self.iteration)
         candidates = self._candidates(left_s)
         cached = tuple(c for c in candidates if c.is_cached)
         drafts = [online, *self._joined(PlanKind.ONLINE_SIBLINGS, online, cached, left_s)]

@@ -11,22 +11,18 @@ nothing is cheaper than to come back an iteration later.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from echo_sglang.domain.batch import BatchShape
-from echo_sglang.domain.snapshot import (
-    ImpactRoom,
-    OfflineCandidate,
-    OfflineRow,
-    OfflineRows,
-    Snapshot,
-)
+from echo_sglang.domain.plan import Reason, ReleaseCause
+from echo_sglang.domain.snapshot import ImpactRoom, OfflineRow, OfflineRows, Snapshot
 from echo_sglang.estimate.fine_times import FineTimes
 from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.impact import StepImpact
 from echo_sglang.policy.iteration import Iteration, Work
 from echo_sglang.policy.preemption import decode_shape, rows_for_time
+from echo_sglang.policy.settings import CoschedulerSettings
 
 IDLE_FACTOR = 2.0
 """While nobody is online, rows that decode alone take at most so many times what one takes."""
@@ -95,100 +91,123 @@ def serves_online_prompt(snapshot: Snapshot) -> bool:
     return bool(snapshot.waiting_online) or (chunk is not None and chunk.is_online)
 
 
-def impact_budget(snapshot: Snapshot, model: StepTimeModel) -> float:
-    """Longest iteration that the snapshot's room allows; 0.0 if no offline work may run."""
-    room = _room(snapshot)
-    if serves_online_prompt(snapshot):
-        return 0.0
-    if snapshot.online.rows:
-        return model.upper(decode_shape(snapshot, OfflineRows())) * (1.0 + room.longer_share)
-    if room.waits_s2 <= 0.0:
-        return 0.0
-    single_s = model.upper(BatchShape(decode_rows=1, decode_kv_tokens=1))
-    # One iteration never takes all that is ever saved, unless not even one row fits into it.
-    return max(min(math.sqrt(2.0 * room.waits_s2), IDLE_FACTOR * single_s), 1.05 * single_s)
+@dataclass(frozen=True, slots=True)
+class WithinImpact:
+    """See `policy/bound.py::Bound`. snapshot: has the room that the account leaves."""
 
+    snapshot: Snapshot
+    model: StepTimeModel
+    settings: CoschedulerSettings
 
-def lone_budget(snapshot: Snapshot, model: StepTimeModel) -> float:
-    """Longest decode step that a single offline row beside online ones may make."""
-    share = LONE_ROW_FACTOR * _room(snapshot).longer_share
-    return model.upper(decode_shape(snapshot, OfflineRows())) * (1.0 + share)
+    joins_online: ClassVar[bool] = False
+    held_reason: ClassVar[Reason | None] = Reason.NO_IMPACT
+    release_cause: ClassVar[ReleaseCause] = ReleaseCause.IMPACT
 
+    @classmethod
+    def of(
+        cls, snapshot: Snapshot, model: StepTimeModel, settings: CoschedulerSettings
+    ) -> WithinImpact:
+        """With the times that are expected; an online prompt is planned by `model` itself."""
+        if not serves_online_prompt(snapshot):
+            model = expected(model, fine_times(_room(snapshot)))
+        return cls(snapshot, model, settings)
 
-def rows_beyond_impact(
-    rows: OfflineRows, snapshot: Snapshot, model: StepTimeModel
-) -> tuple[OfflineRow, ...]:
-    """Offline rows that would slow online requests more than they may; all if none may run."""
-    releasable = tuple(row for row in rows if row.releasable)
-    if not model.trained:
-        return releasable if snapshot.online.rows or snapshot.waiting_online else ()
-    budget_s = impact_budget(snapshot, model)
-    if not budget_s or (snapshot.online.rows and not _room(snapshot).longer_share):
-        return releasable
-    if model.upper(decode_shape(snapshot, rows)) <= budget_s:
-        return ()
-    beyond = rows_for_time(rows, snapshot, model, budget_s) or releasable
-    if snapshot.online.rows and len(beyond) == len(rows):
-        return _all_but_one(releasable, snapshot, model)
-    return beyond
+    @property
+    def room(self) -> ImpactRoom:
+        """What the account leaves."""
+        return _room(self.snapshot)
 
+    def rows_beyond(self, rows: OfflineRows) -> tuple[OfflineRow, ...]:
+        """Rows that would slow online requests more than they may; all if none may run."""
+        snapshot, model = self.snapshot, self.model
+        releasable = tuple(row for row in rows if row.releasable)
+        if not model.trained:
+            return releasable if snapshot.online.rows or snapshot.waiting_online else ()
+        budget_s = self.longest_s
+        if not budget_s or (snapshot.online.rows and not self.room.longer_share):
+            return releasable
+        if model.upper(decode_shape(snapshot, rows)) <= budget_s:
+            return ()
+        beyond = rows_for_time(rows, snapshot, model, budget_s) or releasable
+        if snapshot.online.rows and len(beyond) == len(rows):
+            return self._all_but_one(releasable)
+        return beyond
 
-def _all_but_one(
-    rows: tuple[OfflineRow, ...], snapshot: Snapshot, model: StepTimeModel
-) -> tuple[OfflineRow, ...]:
-    """All of them if even one alone takes too long; else all but the one that is nearest its
-    end among the most urgent."""
-    by_value = sorted(rows, key=lambda row: (-row.urgency, row.remaining_tokens))
-    kept = decode_shape(snapshot, OfflineRows.of(by_value[:1]))
-    fits = model.upper(kept) <= lone_budget(snapshot, model)
-    return tuple(by_value[1:]) if fits else rows
+    def budget_s(self, iteration: Iteration) -> float:
+        """As `longest_s`, whatever decodes."""
+        return self.longest_s
 
+    def row_room(self, iteration: Iteration, slots: int) -> int:
+        """As many as the iteration may take longer. A half-done prompt becomes a row too."""
+        snapshot, model = self.snapshot, self.model
+        if not self._may_begin:
+            return 0
+        rows, kv_tokens = iteration.decode.decode_rows, iteration.decode.decode_kv_tokens
+        chunk = snapshot.chunk
+        if chunk is not None:
+            rows += 1
+            kv_tokens += chunk.prefix_tokens + chunk.remaining_tokens
+        longest_s, room = self.longest_s, 0
+        for candidate in snapshot.candidates[: max(slots, 0)]:
+            rows += 1
+            kv_tokens += candidate.prefix_tokens + candidate.extend_tokens
+            grown = BatchShape(decode_rows=rows, decode_kv_tokens=kv_tokens)
+            lone = snapshot.online.rows and rows == snapshot.online.rows + 1
+            limit_s = self._longest_with_one_row_s if lone else longest_s
+            if model.upper(grown) > limit_s or (snapshot.online.rows and model.extrapolates(grown)):
+                break
+            room += 1
+        return room
 
-def row_room(iteration: Iteration, candidates: Sequence[OfflineCandidate], slots: int) -> int:
-    """How many of `candidates`, in order, may become rows beside those that are.
+    def chunk(self, iteration: Iteration, work: Work, budget_s: float, least: int) -> int:
+        """Beside online rows the largest within `budget_s`, else the thriftiest."""
+        online_rows = self.snapshot.online.rows
+        if not self.model.trained:
+            known = self.settings.safe_chunk_tokens
+            return 0 if online_rows else min(iteration.chunk_cap(work), known)
+        if not self._may_begin:
+            return 0
+        tokens = min(iteration.largest_chunk(work, budget_s), iteration.known_tokens())
+        if online_rows:
+            tokens = iteration.known_chunk(work, tokens)
+        else:
+            tokens = max(thriftiest_chunk(iteration, work, tokens), min(least, tokens))
+        return tokens if tokens >= least else 0
 
-    A half-done prompt becomes one too.
-    """
-    snapshot, model = iteration.snapshot, iteration.model
-    if not _may_begin(snapshot):
-        return 0
-    budget_s = impact_budget(snapshot, model)
-    rows, kv_tokens = iteration.decode.decode_rows, iteration.decode.decode_kv_tokens
-    chunk = snapshot.chunk
-    if chunk is not None:
-        rows += 1
-        kv_tokens += chunk.prefix_tokens + chunk.remaining_tokens
-    room = 0
-    for candidate in candidates[: max(slots, 0)]:
-        rows += 1
-        kv_tokens += candidate.prefix_tokens + candidate.extend_tokens
-        grown = BatchShape(decode_rows=rows, decode_kv_tokens=kv_tokens)
-        lone = snapshot.online.rows and rows == snapshot.online.rows + 1
-        limit_s = lone_budget(snapshot, model) if lone else budget_s
-        if model.upper(grown) > limit_s or (snapshot.online.rows and model.extrapolates(grown)):
-            break
-        room += 1
-    return room
+    @property
+    def longest_s(self) -> float:
+        """Longest iteration that the room allows; 0.0 if no offline work may run."""
+        snapshot, model, room = self.snapshot, self.model, self.room
+        if serves_online_prompt(snapshot):
+            return 0.0
+        if snapshot.online.rows:
+            return model.upper(decode_shape(snapshot, OfflineRows())) * (1.0 + room.longer_share)
+        if room.waits_s2 <= 0.0:
+            return 0.0
+        single_s = model.upper(BatchShape(decode_rows=1, decode_kv_tokens=1))
+        # One iteration never takes all that is ever saved, unless not even one row fits into it.
+        return max(min(math.sqrt(2.0 * room.waits_s2), IDLE_FACTOR * single_s), 1.05 * single_s)
 
+    @property
+    def _longest_with_one_row_s(self) -> float:
+        """Longest decode step that a single offline row beside online ones may make."""
+        share = LONE_ROW_FACTOR * self.room.longer_share
+        return self.model.upper(decode_shape(self.snapshot, OfflineRows())) * (1.0 + share)
 
-def impact_chunk(iteration: Iteration, work: Work, budget_s: float, least: int) -> int:
-    """Tokens of an offline chunk; 0 if none is worth its time or may begin."""
-    snapshot = iteration.snapshot
-    if not _may_begin(snapshot):
-        return 0
-    tokens = min(iteration.largest_chunk(work, budget_s), iteration.known_tokens())
-    if snapshot.online.rows:
-        tokens = iteration.known_chunk(work, tokens)
-    else:
-        tokens = max(thriftiest_chunk(iteration, work, tokens), min(least, tokens))
-    return tokens if tokens >= least else 0
+    def _all_but_one(self, rows: tuple[OfflineRow, ...]) -> tuple[OfflineRow, ...]:
+        """All of them if even one alone takes too long; else all but the one that is nearest its
+        end among the most urgent."""
+        by_value = sorted(rows, key=lambda row: (-row.urgency, row.remaining_tokens))
+        kept = decode_shape(self.snapshot, OfflineRows.of(by_value[:1]))
+        fits = self.model.upper(kept) <= self._longest_with_one_row_s
+        return tuple(by_value[1:]) if fits else rows
 
-
-def _may_begin(snapshot: Snapshot) -> bool:
-    room = _room(snapshot)
-    if serves_online_prompt(snapshot):
-        return False
-    return room.begins if snapshot.online.rows else room.waits_s2 > 0.0
+    @property
+    def _may_begin(self) -> bool:
+        if serves_online_prompt(self.snapshot):
+            return False
+        room = self.room
+        return room.begins if self.snapshot.online.rows else room.waits_s2 > 0.0
 
 
 def thriftiest_chunk(iteration: Iteration, work: Work, most: int) -> int:

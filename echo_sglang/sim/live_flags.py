@@ -27,6 +27,8 @@ def server_flags(device_name: str) -> list[str]:
     return [
         *memory,
         "--load-format=dummy",
+        # Nothing is multiplied, so what this CPU is good at does not matter.
+        "--dtype=bfloat16",
         f"--json-model-override-args={json.dumps(overrides)}",
         "--chunked-prefill-size=8192",
         "--max-running-requests=256",

@@ -16,7 +16,7 @@ from echo_sglang.domain.snapshot import ChunkInProgress, ImpactRoom
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.impact import ImpactAccount, ImpactSettings, StepImpact
-from echo_sglang.policy.impact_room import expected, impact_budget, step_impact, thriftiest_chunk
+from echo_sglang.policy.impact_room import WithinImpact, expected, step_impact, thriftiest_chunk
 from echo_sglang.policy.iteration import Iteration
 
 from .builders import MODEL, candidate, online, row, snapshot, waiting
@@ -289,15 +289,18 @@ def test_bounds_count_where_an_slo_is_the_limit_and_predictions_where_impact_is(
     shape = BatchShape(decode_rows=2)
     assert wide.upper(shape) == pytest.approx(MODEL.predict(shape))
     state = snapshot(impact=WIDE, online=online(2, due_in_s=9.0))
-    assert impact_budget(state, wide) == pytest.approx(2.0 * 0.020)
+    bound = WithinImpact.of(state, MODEL, SETTINGS_OF_DECISIONS)
+    assert bound.longest_s == pytest.approx(2.0 * 0.020)
 
 
 def test_idle_iterations_are_bounded_by_what_is_ever_saved() -> None:
     # sqrt(2 * 0.0001) = 14.1 ms, less than one row takes: it may run all the same, alone.
     state = snapshot(impact=ImpactRoom(waits_s2=0.0001, longer_share=0.1, begins=True))
-    assert impact_budget(state, MODEL) == pytest.approx(1.05 * 0.015)
+    bound = WithinImpact(state, MODEL, SETTINGS_OF_DECISIONS)
+    assert bound.longest_s == pytest.approx(1.05 * 0.015)
     wide = snapshot(impact=ImpactRoom(waits_s2=0.0004, longer_share=0.1, begins=True))
-    assert impact_budget(wide, MODEL) == pytest.approx(math.sqrt(0.0008))
+    bound = WithinImpact(wide, MODEL, SETTINGS_OF_DECISIONS)
+    assert bound.longest_s == pytest.approx(math.sqrt(0.0008))
 
 
 def test_online_prompts_run_whatever_offline_work_has_cost() -> None:

@@ -61,6 +61,7 @@ def test_a_device_that_has_been_idle_starts_at_once() -> None:
 def test_an_emulated_server_has_no_weights_and_the_kv_of_its_device() -> None:
     flags = dict(flag.partition("=")[::2] for flag in server_flags("A100-80G:Llama-3.1-8B"))
     assert flags["--load-format"] == "dummy"
+    assert flags["--dtype"] == "bfloat16"
     assert int(flags["--max-total-tokens"]) == pytest.approx(426_788, abs=2)
     assert json.loads(flags["--json-model-override-args"])["num_hidden_layers"] == 1
 
