@@ -43,7 +43,7 @@ def build_status(scheduler: EchoScheduler) -> dict[str, Any]:
         "step_time_model": _model(scheduler),
         "step_trace": None if scheduler.step_tracer is None else scheduler.step_tracer.status(),
         "limits": server_limits(scheduler),
-        "steps": scheduler.echo_step,
+        "steps": scheduler.step_timer.num_launched,
         "reasons": dict(scheduler.decision_log.reasons),
         "counters": dict(scheduler.echo_counters),
         "last_decisions": scheduler.decision_log.last(LAST_DECISIONS),

@@ -49,14 +49,18 @@ class StepTimer:
     the one before it ended, whichever is later. With a synchronous device (CPU) under
     overlap the result is looked at one iteration late, so the return of the forward call
     is the end.
+
+    num_launched: batches since the start; an idle scheduler loops, but launches nothing.
     """
 
     def __init__(self) -> None:
+        self.num_launched = 0
         self._launched: deque[LaunchedStep] = deque()
         self._last_end_s = 0.0
 
     def launched(self, step: LaunchedStep) -> None:
         """One batch was handed to the device."""
+        self.num_launched += 1
         self._launched.append(step)
 
     def ended(self, now_s: float, *, device_end_s: float | None = None) -> MeasuredStep | None:

@@ -103,7 +103,8 @@ def run(start_server: ServerFactory, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def records(run: Run) -> list[StepRecord]:
     """The iterations of the requests: those after what the server does at its start."""
-    return list(load_trace(run.trace).records)[run.before["step_trace"]["rows_recorded"] :]
+    begin, end = (seen["step_trace"]["rows_recorded"] for seen in (run.before, run.after))
+    return list(load_trace(run.trace).records)[begin:end]
 
 
 def test_every_prompt_token_computed_is_in_the_trace(run: Run, records: list[StepRecord]) -> None:
@@ -135,7 +136,10 @@ def test_what_was_computed_is_cached_or_was_evicted(run: Run) -> None:
     assert computed - evicted == run.after["memory_tokens"]["cached"]
 
 
-def test_iterations_follow_each_other_and_their_times_fit(records: list[StepRecord]) -> None:
+def test_iterations_follow_each_other_and_their_times_fit(
+    run: Run, records: list[StepRecord]
+) -> None:
+    assert run.after["steps"] - run.before["steps"] == len(records)
     iterations = [one.iteration for one in records]
     assert iterations == list(range(iterations[0], iterations[0] + len(iterations)))
     assert {one.mode for one in records} >= {StepMode.EXTEND, StepMode.DECODE, StepMode.MIXED}
