@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from echo_sglang.platform.bf16 import multiplies_bf16
+from eval.harness.server import quick_start
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LONG = {"chunked_prefill_size": 64, "max_prefill_tokens": 64}
@@ -42,12 +44,15 @@ print("answer: " + json.dumps([view.device, view.attention_backend, view.dtype])
 """
 
 
-def run_python(*command: str, platform: str | None) -> Any:
+def run_python(
+    *command: str, platform: str | None, variables: Mapping[str, str] | None = None
+) -> Any:
     """Run a Python that prints a line "answer: <JSON>", and return the JSON's value."""
     environment = {name: value for name, value in os.environ.items() if name != "SGLANG_PLATFORM"}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(REPOSITORY), environment.get("PYTHONPATH", "")]
     ).rstrip(os.pathsep)
+    environment |= variables or {}
     if platform is not None:
         environment["SGLANG_PLATFORM"] = platform
     done = subprocess.run(
@@ -164,40 +169,44 @@ class _NoRows:
         return []
 
 
-def generate(**engine_arguments: Any) -> dict[str, Any]:
-    """Greedy tokens of a batch with shared prefixes, twice, from an engine of its own."""
-    arguments = {
-        "model_path": model_path(),
-        "dtype": "float32",
-        "max_total_tokens": 6000,
-        "max_running_requests": 8,
-        **engine_arguments,
-    }
-    return run_python(__file__, json.dumps(arguments), platform="echo_cpu")
+ENGINES: dict[str, dict[str, Any]] = {
+    "torch_native": {"attention_backend": "torch_native", **LONG},
+    "whole prompts": {},
+    "chunks": LONG,
+    "mixed chunks": {**LONG, "enable_mixed_chunk": True},
+    "mixed chunks without overlap": {
+        **LONG,
+        "enable_mixed_chunk": True,
+        "disable_overlap_schedule": True,
+    },
+    "pages of 16": {**LONG, "enable_mixed_chunk": True, "page_size": 16},
+}
 
 
 @pytest.fixture(scope="module")
-def reference() -> dict[str, Any]:
-    return generate(attention_backend="torch_native", **LONG)
+def generated() -> dict[str, dict[str, Any]]:
+    """By name: what every engine made of the same batch, one engine after the other."""
+    path = model_path()
+    common = {
+        "model_path": path,
+        "dtype": "float32",
+        "max_total_tokens": 6000,
+        "max_running_requests": 8,
+    }
+    engines = [common | arguments for arguments in ENGINES.values()]
+    answers = run_python(
+        __file__, json.dumps(engines), platform="echo_cpu", variables=quick_start(Path(path))
+    )
+    return dict(zip(ENGINES, answers, strict=True))
 
 
 @pytest.mark.server
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "engine_arguments",
-    [
-        pytest.param({}, id="whole prompts"),
-        pytest.param(LONG, id="chunks"),
-        pytest.param({**LONG, "enable_mixed_chunk": True}, id="mixed chunks"),
-        pytest.param(
-            {**LONG, "enable_mixed_chunk": True, "disable_overlap_schedule": True},
-            id="mixed chunks without overlap",
-        ),
-        pytest.param({**LONG, "enable_mixed_chunk": True, "page_size": 16}, id="pages of 16"),
-    ],
-)
-def test_greedy_tokens_are_those_of_torch_native(reference, engine_arguments):
-    ours = generate(**engine_arguments)
+@pytest.mark.parametrize("name", [name for name in ENGINES if name != "torch_native"])
+def test_greedy_tokens_are_those_of_torch_native(
+    generated: dict[str, dict[str, Any]], name: str
+) -> None:
+    ours, reference = generated[name], generated["torch_native"]
     assert ours["backend"] == "echo_cpu"
     assert reference["backend"] == "torch_native"
     assert ours["tokens"] == reference["tokens"]
@@ -205,10 +214,16 @@ def test_greedy_tokens_are_those_of_torch_native(reference, engine_arguments):
 
 
 def main() -> None:
-    """Serve one batch twice, the second time with prefixes cached, and print what came."""
+    """Start the engines that the command line describes, one after the other."""
+    answers = [answers_of(arguments) for arguments in json.loads(sys.argv[1])]
+    print(ANSWER + json.dumps(answers), flush=True)
+
+
+def answers_of(engine_arguments: dict[str, Any]) -> dict[str, Any]:
+    """Greedy tokens of a batch with shared prefixes, twice, the second time with them cached."""
     import sglang
 
-    engine = sglang.Engine(**json.loads(sys.argv[1]), log_level="error")
+    engine = sglang.Engine(**engine_arguments, log_level="error")
     words = (REPOSITORY / "LICENSE").read_text(encoding="utf-8").split()
     document = " ".join(words[:220])
     prompts = [
@@ -225,12 +240,11 @@ def main() -> None:
     answers = [answer for _ in range(2) for answer in engine.generate(prompts, sampling)]
     backend = engine.get_server_info()["attention_backend"]
     engine.shutdown()
-    result = {
+    return {
         "backend": backend,
         "tokens": [answer["output_ids"] for answer in answers],
         "cached_tokens": [answer["meta_info"]["cached_tokens"] for answer in answers],
     }
-    print(ANSWER + json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from eval.harness.server import die_with_parent
 from tests.e2e.live_server import LiveServer
 
 CLI = "echo_sglang.cli"
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 
 
 class SupervisedServer(LiveServer):

@@ -201,8 +201,8 @@ def test_a_sweep_reaches_the_largest_of_everything(run: Run, swept: dict[str, An
     # How far a sweep climbs is a matter of the machine's speed; it has to be where it says.
     assert max(one.decode_rows for one in records) == swept["rows"] > 1
     assert swept["rows"] <= swept["limits"]["rows"] == 8
-    assert max(chunk for one in records for chunk, _ in one.extends or ()) == swept["chunk_tokens"]
-    assert swept["chunk_tokens"] <= swept["limits"]["chunk_tokens"] == 256
+    chunk = max(chunk for one in records for chunk, _ in one.extends or ())
+    assert swept["chunk_tokens"] <= chunk <= swept["limits"]["chunk_tokens"] == 256
     reached = {name: swept[name] for name in ("chunk_tokens", "kv_tokens")}
     stem_tokens = Limits.of(swept["limits"] | reached).stem_tokens
     longest = max(prefix for one in records for _, prefix in one.extends or ())
