@@ -45,7 +45,7 @@ test: setup  ## all tests, those with real servers too; only those of PYTEST_ARG
 ifeq ($(PYTEST_ARGS),)
 	status=0; \
 	OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist loadfile -m "not server and not gpu" || status=1; \
-	$(VENV) -m pytest -m "server and not gpu" || status=1; \
+	$(VENV) -m pytest -n 2 --dist loadfile -m "server and not gpu" || status=1; \
 	exit $$status
 else
 	$(VENV) -m pytest $(PYTEST_ARGS)
