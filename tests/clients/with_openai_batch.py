@@ -22,6 +22,6 @@ with tempfile.TemporaryDirectory() as folder:
             *("--output-file", out, "--error-file", Path(folder) / "errors.jsonl"),
         ],
         check=True,
-        timeout=100,
+        timeout=300,
     )
     check_output(out.read_text(), 10)

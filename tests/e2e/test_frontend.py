@@ -124,7 +124,7 @@ def run_example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
 
 
