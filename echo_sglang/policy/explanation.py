@@ -165,10 +165,14 @@ def _why_not(decision: Decision) -> str:
 
 
 def considered(plan: StepPlan) -> str:
-    """The plans that were weighed, best first, by offline tokens advanced per second."""
+    """The plans that were weighed, best first, by offline tokens advanced per second; by tokens
+    alone while no iteration's time is known."""
     feasible = sorted((o for o in plan.options if o.feasible), key=lambda o: -o.rate)
     if len(feasible) < 2:
         return ""
+    if not any(o.seconds for o in feasible):
+        weighed = ", ".join(f"{o.kind.value} {o.benefit_tokens:.0f} tokens" for o in feasible)
+        return f"; weighed were {weighed}, nothing being known of their times"
     weighed = ", ".join(f"{o.kind.value} {o.rate:.0f}/s" for o in feasible)
     return f"; weighed were {weighed}"
 

@@ -9,6 +9,7 @@ import pytest
 from echo_sglang.domain.snapshot import ChunkInProgress, Snapshot
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.errors import TraceError
+from echo_sglang.estimate.step_time import StepTimeModel
 from echo_sglang.policy.coscheduler import decide
 from echo_sglang.policy.decision_log import Decision
 from echo_sglang.policy.explanation import Phase, between, intervals, span_of, story_of
@@ -62,6 +63,15 @@ def test_a_story_tells_every_phase_of_an_offline_request() -> None:
     # 11 prompts of 900 tokens and 24 to produce, a page each, one more: 10,176 of 10,000
     assert "lacked 176 KV tokens" in released.first
     assert "away for 1 iterations" in again.first
+
+
+def test_plans_are_told_by_tokens_while_no_times_are_known() -> None:
+    state, untrained = snapshot(candidates=(candidate("x", tokens=900),), pooled=1), StepTimeModel()
+    first = Decision(state, untrained, decide(state, untrained, SETTINGS))
+    (told,) = story_of("x", [first])
+    assert f"next_group {SETTINGS.safe_chunk_tokens} tokens, keep 0 tokens" in told.first
+    (later,) = story_of("x", decided(state))
+    assert "tokens, keep" not in later.first and "/s, keep 0/s" in later.first
 
 
 def test_a_row_that_grew_into_the_burst_reserve_says_so() -> None:
