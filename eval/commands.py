@@ -15,6 +15,7 @@ from eval import (
     batch_service,
     bench_sim,
     emulated,
+    flood,
     foundation,
     impact,
     kv_cache,
@@ -47,6 +48,7 @@ def add_commands(commands: Any) -> None:
     bench_sim.add_command(commands)
     validation_cpu.add_command(commands)
     batch_service.add_command(commands)
+    flood.add_command(commands)
 
 
 def _add_foundation(commands: Any) -> None:

@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
 
-from echo_sglang.adapter.intake import RequestIntake
+from echo_sglang.adapter.paced_intake import PacedIntake
 from echo_sglang.adapter.release import release_chunk, release_rows
 from echo_sglang.adapter.requests import can_release, is_offline
 
@@ -15,7 +15,7 @@ DRAINING = (
 )
 
 
-class OfflineReturn(RequestIntake):
+class OfflineReturn(PacedIntake):
     """Answers every offline request, running, waiting or new, with 503 once `gives_back`.
 
     The KV of a running one is checkpointed into the cache as for a preemption, so online
@@ -27,6 +27,8 @@ class OfflineReturn(RequestIntake):
     def give_offline_back(self) -> None:
         """From now on. Running requests follow at the next iteration's decision."""
         self.gives_back = True
+        for source in self.offline_lane.take_matching("", everything=True):
+            self._refuse(source, DRAINING)
         for waiting in self.offline_queue.take_matching("", everything=True):
             if waiting.req is not None:
                 self._release_aborted_request(waiting.req)

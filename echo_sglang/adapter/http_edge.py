@@ -24,13 +24,21 @@ from typing import Any, NamedTuple
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from echo_sglang.adapter import turnstile
 from echo_sglang.adapter.grammars import (
     check_grammars,
     grammars_of_openai,
     grammars_of_sampling,
     refuse_grammar_bombs,
 )
-from echo_sglang.domain.tag import CUSTOM_PARAMS_KEY, RequestTag, resolve_tag
+from echo_sglang.adapter.turnstile import answers_in_turn, turn_if
+from echo_sglang.domain.tag import (
+    CUSTOM_PARAMS_KEY,
+    OFFLINE_TIERS,
+    RequestTag,
+    ServiceClass,
+    resolve_tag,
+)
 from echo_sglang.errors import RequestError
 
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
@@ -74,7 +82,8 @@ async def admit_openai_request(
         return serving.create_error_response(str(error), param=error.field)
     if tag != RequestTag():
         request.custom_params = _with_tag(request.custom_params, tag)
-    answer = await handle(serving, request, raw_request)
+    async with turn_if(_is_offline(tag)):
+        answer = await handle(serving, request, raw_request)
     if hasattr(answer, "body_iterator"):
         answer.body_iterator = _name_tier(answer.body_iterator, tag.service_tier)
     elif hasattr(answer, "service_tier"):
@@ -92,7 +101,8 @@ async def admit_responses_request(
         request.echo = resolve_tag(request.service_tier, extras, None, now_unix_s=time.time())
     except RequestError as error:
         return serving.create_error_response(str(error), param=error.field)
-    return await create(serving, request, raw_request)
+    async with turn_if(_is_offline(request.echo)):
+        return await create(serving, request, raw_request)
 
 
 def tag_responses_sampling(params: dict[str, Any], request: Any, *_: Any, **__: Any) -> None:
@@ -142,9 +152,11 @@ def name_generate_tier(
 ) -> AsyncIterator[Any]:
     """Around `TokenizerManager.generate_request`: names the tiers `/generate` has settled."""
     answers: AsyncIterator[Any] = generate(manager, obj, request)
-    if isinstance(getattr(obj, "service_tier", None), tuple):
-        return _with_tiers(answers, obj)
-    return answers
+    tiers = getattr(obj, "service_tier", None)
+    if not isinstance(tiers, tuple):
+        return answers
+    offline = not OFFLINE_TIERS.isdisjoint(tiers)
+    return _with_tiers(answers_in_turn(answers) if offline else answers, obj)
 
 
 async def _with_tiers(answers: AsyncIterator[Any], obj: Any) -> AsyncIterator[Any]:
@@ -185,6 +197,10 @@ def _with_tag(custom_params: Mapping[str, Any] | None, tag: RequestTag) -> dict[
     return {**(custom_params or {}), CUSTOM_PARAMS_KEY: tag.to_custom_params()}
 
 
+def _is_offline(tag: RequestTag) -> bool:
+    return tag.service_class is ServiceClass.OFFLINE
+
+
 def _generate_error(error: RequestError) -> Any:
     from sglang.srt.entrypoints.http_server import _create_error_response
 
@@ -223,4 +239,5 @@ HOOKS = (
         check_grammars,
         HookType.BEFORE,
     ),
+    EdgeHook(turnstile.SEND, turnstile.end_turn, HookType.AROUND),
 )

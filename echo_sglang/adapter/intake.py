@@ -65,21 +65,14 @@ class RequestIntake(ClockedScheduler):
         self, recv_req: TokenizedGenerateReqInput, *, mm_input_error: str | None = None
     ) -> None:
         """Offline requests that need no preparation wait unbuilt; all others go on."""
-        tag = self._tag_or_online(recv_req)
-        pools = (
-            tag.service_class is ServiceClass.OFFLINE
-            and mm_input_error is None
-            and can_wait_as_tokens(recv_req)
-            and len(recv_req.input_ids) < self.max_req_input_len
-        )
-        if not pools:
+        if mm_input_error is not None or not self._waits_as_tokens(recv_req):
             super().handle_generate_request(recv_req, mm_input_error=mm_input_error)
             return
         refused_for = self._refuse_now()
         if refused_for is not None:
             self._refuse(recv_req, refused_for)
             return
-        now_s = self.echo_clock()
+        now_s, tag = self.echo_clock(), tag_of(recv_req)
         self.offline_queue.add_tokenized(
             recv_req,
             tag,
@@ -87,6 +80,15 @@ class RequestIntake(ClockedScheduler):
             deadline_s=self._deadline_s(tag, now_s),
             cached_tokens=self._match(recv_req.input_ids, recv_req),
             max_new_tokens=self._allowed_new_tokens(recv_req),
+        )
+
+    def _waits_as_tokens(self, recv_req: TokenizedGenerateReqInput) -> bool:
+        """True for an offline request that needs no preparation before it is chosen."""
+        tag = self._tag_or_online(recv_req)
+        return (
+            tag.service_class is ServiceClass.OFFLINE
+            and can_wait_as_tokens(recv_req)
+            and len(recv_req.input_ids) < self.max_req_input_len
         )
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:

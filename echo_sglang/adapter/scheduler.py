@@ -29,6 +29,7 @@ from echo_sglang.adapter.grammar_manager import BoundedGrammarManager
 from echo_sglang.adapter.kv_space import kv_space
 from echo_sglang.adapter.learning import LateWork, StepLearning
 from echo_sglang.adapter.offline_queue import OfflineQueue
+from echo_sglang.adapter.paced_intake import OfflineLane
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
 from echo_sglang.adapter.profiles import profile_for
 from echo_sglang.adapter.ranks import (
@@ -92,6 +93,7 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
         self.output_lengths = OutputLengths()
         self.reserve = reserve_of(config, self.max_total_num_tokens, self.output_lengths)
         self.max_pooled = config.max_pooled
+        self.offline_lane = OfflineLane()
         self.ranks = ranks_of(self)
         self._agreed_s = 0.0
         self.offline_queue = OfflineQueue(

@@ -29,6 +29,7 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     f"{SCHEDULER}.get_prefill_adder_class": ("self",),
     f"{SCHEDULER}.init_grammar_manager": ("self",),
     f"{SCHEDULER}.ingest_requests": ("self", "stop_at_pause"),
+    f"{SCHEDULER}.process_input_requests": ("self", "recv_reqs"),
     f"{SCHEDULER}.handle_generate_request": ("self", "recv_req", "mm_input_error"),
     f"{SCHEDULER}._release_aborted_request": ("self", "req"),
     f"{SCHEDULER}.abort_request": ("self", "recv_req"),

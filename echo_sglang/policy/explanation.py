@@ -23,7 +23,7 @@ REASONS = {
     Reason.NO_MEMORY: "KV beyond the burst reserve was taken",
     Reason.NO_SLOT: "request slots were taken",
     Reason.NO_DECODE_TIME: "with one row more, decoding would have taken more than its share",
-    Reason.SAFE_MODE: "step times were not known well enough for offline work beside online rows",
+    Reason.SAFE_MODE: "step times were not known well enough to plan offline work by them",
 }
 
 KNOWN_RIDS_SHOWN = 5

@@ -40,6 +40,7 @@ LEADING_PARAMETERS = {
     "from_request": ["request", "sampling_params"],
     "serve_generate_request": ["obj", "request"],
     "generate_request": ["self", "obj", "request"],
+    "_send_one_request": ["self", "tokenized_obj"],
 }
 
 
