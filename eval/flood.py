@@ -16,7 +16,8 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ DEVICE = "A100-80G:Llama-3.1-8B"
 WINDOW_S = 60.0
 FLOOD_AT_S = 20.0
 DURING_S = 5.0
+DOCUMENTS = 40
+"""This many of 900 words every Python installation has."""
+
 SETTLED_S = 3.0
 """Messages sent before are not counted: the first ones of a server are slow."""
 
@@ -82,16 +86,21 @@ class Plan:
         )
 
     def flood(self, number: int) -> Workload:
-        """Offline questions until the end of the window, nothing else."""
+        """Offline questions until the end of the window, nothing else. They come again, each with
+        a number of its own, where there are not documents enough."""
         config = WorkloadConfig(
             seed=self.seed,
             window_s=WINDOW_S - FLOOD_AT_S,
             online_rate_per_s=0.0,
             burst_every_s=10 * WINDOW_S,
-            num_documents=math.ceil(number / len(QUESTIONS)),
+            num_documents=min(DOCUMENTS, math.ceil(number / len(QUESTIONS))),
         )
-        whole = build_workload(config)
-        return Workload(config=config, online=(), offline=whole.offline[:number])
+        questions = build_workload(config).offline
+        offline = tuple(
+            replace(request, index=index, message=f"{request.message} ({index})")
+            for index, request in enumerate(islice(cycle(questions), number))
+        )
+        return Workload(config=config, online=(), offline=offline)
 
 
 def run(plan: Plan) -> pd.DataFrame:

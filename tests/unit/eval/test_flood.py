@@ -46,9 +46,10 @@ def test_messages_count_where_they_were_due_and_the_unanswered_as_long_as_they_w
 
 
 def test_the_flood_has_so_many_requests_and_nothing_online(tmp_path: Path) -> None:
-    plan = Plan(results=tmp_path, model_path=tmp_path, floods=(50,), seed=3)
-    flood, online = plan.flood(50), plan.online()
-    assert (len(flood.offline), len(flood.online)) == (50, 0)
+    plan = Plan(results=tmp_path, model_path=tmp_path, seed=3)
+    flood, online = plan.flood(600), plan.online()
+    assert (len(flood.offline), len(flood.online)) == (600, 0)
+    assert len({request.message for request in flood.offline}) == 600
     assert FLOOD_AT_S + flood.config.window_s == WINDOW_S
     assert (len(online.offline), online.config.window_s) == (0, WINDOW_S)
     assert any(FLOOD_AT_S < request.arrival_s < FLOOD_AT_S + DURING_S for request in online.online)
