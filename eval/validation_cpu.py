@@ -33,6 +33,7 @@ from eval.validation_replay import (
     SETTLED_S,
     Emulation,
     answers_of,
+    counted_from_sending,
     emulate,
     requests_as_sent,
     steady_rates,
@@ -83,7 +84,7 @@ def run(plan: Plan) -> pd.DataFrame:
         seed=plan.seed,
     )
     emulated = next(run_apart(emulate, [emulation]))
-    real = summarise(measured.record, contenders.SLO) | steady_rates(
+    real = summarise(counted_from_sending(measured.record), contenders.SLO) | steady_rates(
         answers_of(measured.record), plan.window_s
     )
     table = compare(real, emulated, measured.edge_s)

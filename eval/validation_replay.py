@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -96,6 +96,12 @@ def steady_rates(answers: Sequence[Answer], window_s: float) -> dict[str, float]
         "offline_per_s": len(counted) / seconds,
         "offline_tokens_per_s": sum(counted) / seconds,
     }
+
+
+def counted_from_sending(record: RunRecord) -> RunRecord:
+    """The run as an emulated client sees it, which sends when the real one did: no time before."""
+    online = tuple(replace(answer, due_s=answer.sent_s) for answer in record.online)
+    return replace(record, online=online)
 
 
 def tokens_of(model_path: Path, workload: Workload) -> dict[str, list[int]]:

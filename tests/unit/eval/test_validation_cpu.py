@@ -22,6 +22,7 @@ from eval.validation_replay import (
     Emulation,
     ScatteredDevice,
     answers_of,
+    counted_from_sending,
     emulate,
     requests_as_sent,
     shared_tokens,
@@ -83,6 +84,12 @@ def played(sent_s: float) -> RunRecord:
     return RunRecord(
         workload_sha256="", window_s=10.0, num_offline_submitted=3, online=(online,), offline=()
     )
+
+
+def test_a_real_first_token_counts_from_when_its_message_was_sent() -> None:
+    sent = counted_from_sending(played(sent_s=2.4))
+    assert sent.online[0].ttft_s == pytest.approx(0.6)
+    assert sent.online[0].tpot_s == played(sent_s=2.4).online[0].tpot_s
 
 
 def test_the_host_s_time_is_what_lies_between_iterations_without_a_wait() -> None:
