@@ -7,13 +7,22 @@ starts; nothing else.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Mapping
+from multiprocessing.context import SpawnProcess
 
+from echo_sglang.adapter.collector import collect_from_now_on
 from echo_sglang.config import CONFIG_ENV, EchoConfig, EvictionPolicy
 from echo_sglang.errors import ConfigError, EchoError
 from echo_sglang.sim.environment import EMULATE_ENV
+
+if __name__ == "__main__" or (__name__ == "__mp_main__" and hasattr(SpawnProcess, "_after_fork")):
+    # A start is imports for the most part; see `collect_from_now_on`.
+    gc.disable()
+    # Called in a spawned process when it has imported what it runs; by itself it does nothing.
+    SpawnProcess._after_fork = staticmethod(collect_from_now_on)  # type: ignore[attr-defined]
 
 CPU_PLATFORM = "echo_cpu"
 CPU_ENVIRONMENT = {
@@ -171,6 +180,9 @@ def serve(config: EchoConfig | None, sglang_args: list[str]) -> int:
         install_routes(config)
         admin.close_admin_routes(server_args)
         install_batches(service, config)
+    import sglang.srt.entrypoints.http_server  # noqa: F401  (the last large import)
+
+    collect_from_now_on()
     try:
         run_server(server_args)
     finally:

@@ -15,6 +15,16 @@ THAW_S = 3600.0
 """How often an idle server looks through everything again."""
 
 
+def collect_from_now_on() -> None:
+    """Turn the collector on, to look at what will be made and never at what is there.
+
+    For a process that imported thousands of modules with the collector turned off: it would walk
+    them again and again, which takes a third of the CPU time of a start.
+    """
+    gc.freeze()
+    gc.enable()
+
+
 class SettledObjects:
     """What survives a full collection is not walked again, but for once an hour in idle moments.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,19 @@ import pytest
 from echo_sglang.launch_server import build_parser, main, wanted_flags, with_flags
 
 CPU = {"SGLANG_PLATFORM": "echo_cpu"}
+
+SPAWNED_BY_THE_LAUNCHER = """
+import importlib.util, multiprocessing, sys
+from tests.unit.collector_probe import tell
+
+sys.modules["__main__"].__spec__ = importlib.util.find_spec("echo_sglang.launch_server")
+context = multiprocessing.get_context("spawn")
+answers = context.Queue()
+child = context.Process(target=tell, args=(answers,))
+child.start()
+print(*answers.get(timeout=60))
+child.join()
+"""
 
 
 def wanted(argv: list[str], environment: dict[str, str]) -> list[str]:
@@ -72,3 +87,17 @@ def test_a_trace_where_nothing_can_be_written_ends_the_launcher(
 def test_a_stock_server_has_no_batches(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model-path", "m", "--echo-off", "--echo-data-dir", "d"]) == 2
     assert "--echo-off" in capsys.readouterr().err
+
+
+def test_a_spawned_process_has_no_garbage_collector_until_it_has_imported_what_it_runs() -> None:
+    command = [sys.executable, "-c", SPAWNED_BY_THE_LAUNCHER]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert told.stdout.split() == ["False", "True"]
+
+
+def test_whoever_imports_the_launcher_keeps_the_collector() -> None:
+    code = "import gc, echo_sglang.launch_server; print(gc.isenabled())"
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert told.stdout.split() == ["True"]
