@@ -38,7 +38,7 @@ NUM_FIRST_TOKENS = 101
 class ImpactSettings:
     """ttft, tpot: how much later a token may come, as a share of its time without offline work.
 
-    tpot_margin: share of the latter that is planned with; quantiles stray from the mean.
+    ttft_margin, tpot_margin: shares of them that are planned with; quantiles stray from the mean.
     tokens_window_s: decode time whose credit is saved up, or owed, at most: short beside an
     answer, so that no answer pays for others.
     waits_window_s: the same of waiting, which is spent in stretches while nobody is online; a
@@ -50,7 +50,8 @@ class ImpactSettings:
 
     ttft: float
     tpot: float
-    tpot_margin: float = 0.97
+    ttft_margin: float = 0.96
+    tpot_margin: float = 0.94
     tokens_window_s: float = 0.5
     waits_window_s: float = 30.0
     stretch: float = 0.2
@@ -60,7 +61,7 @@ class ImpactSettings:
 
     def __post_init__(self) -> None:
         assert self.ttft > 0.0 and self.tpot > 0.0
-        assert 0.0 < self.tpot_margin <= 1.0
+        assert 0.0 < self.ttft_margin <= 1.0 and 0.0 < self.tpot_margin <= 1.0
         assert 0.0 < self.stretch < 1.0
         assert self.tokens_window_s > 0.0 and self.waits_window_s > 0.0 and self.memory_s > 0.0
         assert self.unknown_ttft_s > 0.0 and self.step_factor >= 1.0
@@ -163,7 +164,8 @@ class ImpactAccount:
     @property
     def _waits_per_s(self) -> float:
         """Seconds squared of waiting that every second allows."""
-        return self._settings.ttft * self.ttft_alone_s
+        settings = self._settings
+        return settings.ttft_margin * settings.ttft * self.ttft_alone_s
 
     def _advance(self, now_s: float) -> None:
         if self._now_s is None:

@@ -22,7 +22,7 @@ from echo_sglang.policy.iteration import Iteration
 from .builders import MODEL, candidate, online, row, snapshot, waiting
 from .builders import SETTINGS as SETTINGS_OF_DECISIONS
 
-SETTINGS = ImpactSettings(ttft=0.05, tpot=0.02, tpot_margin=1.0)
+SETTINGS = ImpactSettings(ttft=0.05, tpot=0.02, ttft_margin=1.0, tpot_margin=1.0)
 TTFT_S = 0.08
 WAITS_PER_S = 0.05 * TTFT_S
 """Seconds squared of waiting that a second allows, once first tokens take TTFT_S alone."""
@@ -82,9 +82,7 @@ def test_prefill_of_online_prompts_beside_online_rows_earns_no_more_than_their_d
     None
 ):
     # 1,000 iterations of 60 ms, of which decode rows alone would take 12: 2 % of 12 ms each.
-    account = account_at(
-        settings=ImpactSettings(ttft=0.05, tpot=0.02, tpot_margin=1.0, tokens_window_s=100.0)
-    )
+    account = account_at(settings=replace(SETTINGS, tokens_window_s=100.0))
     for i in range(1, 1_001):
         account.step(0.06 * i, StepImpact(seconds=0.06, alone_s=0.06, decode_s=0.012))
     assert account.room(60.0).begins
