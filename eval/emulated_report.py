@@ -41,9 +41,9 @@ MEANING = {
     "attainment": "share of online requests whose TTFT and mean TPOT met the scenario's SLO",
     "at_slo_per_s": f"offline/s if attained >= {ATTAINED_ENOUGH} or at most {LOST_AT_MOST} below "
     "online alone; else nothing: throughput at equal online SLO",
-    "share_of_limit": "offline/s over the physical limit: device time that online work leaves, "
-    "over the least an offline request costs (each shared prefix computed once, weights read for "
-    "free, no overhead); no scheduler reaches it",
+    "share_of_limit": "what finished offline requests cost at least (each shared prefix computed "
+    "once, weights read for free, no overhead), over the device time that online work leaves; no "
+    "scheduler reaches 1",
     "offline_hit_rate": "prompt tokens of finished offline requests that came from the cache",
     "optimal_hit_rate": "the same if every prefix they share were computed once",
     "recomputed_tokens": "tokens computed again for requests that gave way and came back",

@@ -49,9 +49,10 @@ class Summary:
     prompts. optimal_hit_rate: the same if every
     prefix they share were computed exactly once. preemptions_per_online: times that offline
     requests gave way, per online request. recomputed_tokens: prompt or output tokens that
-    were computed again when they came back. limit_per_s: see `physical_limit_per_s`, None where the
-    device is no roofline. decide_*: real milliseconds of the scheduler's decision per iteration,
-    on the machine that ran the emulation. offline_jobs: of every job that was named.
+    were computed again when they came back. limit_per_s, share_of_limit: see `PhysicalLimit`, None
+    where the device is no roofline; the share is that of the requests that were answered.
+    decide_*: real milliseconds of the scheduler's decision per iteration, on the machine that ran
+    the emulation. offline_jobs: of every job that was named.
     """
 
     online_requests: int
@@ -170,6 +171,11 @@ def optimal_hit_rate(requests: Sequence[Request]) -> float | None:
             path = hash(key)
         computed += max(fresh, 1)
     return 1.0 - computed / total
+
+
+def done_within(records: Iterable[RequestRecord], window_s: float) -> list[str]:
+    """Ids of the offline requests that were answered within the window."""
+    return [r.request.rid for r in records if r.request.is_offline and _done_within(r, window_s)]
 
 
 def percentile(values: Sequence[float], q: float) -> float | None:

@@ -15,8 +15,8 @@ from echo_sglang.config import CONFIG_ENV, EvictionPolicy
 from echo_sglang.sim.catalog import device_from
 from echo_sglang.sim.device import Device, RooflineDevice
 from echo_sglang.sim.environment import prepare_environment
-from echo_sglang.sim.limit import physical_limit_per_s
-from echo_sglang.sim.metrics import Slo, Summary, percentile, summarise_requests
+from echo_sglang.sim.limit import PhysicalLimit
+from echo_sglang.sim.metrics import Slo, Summary, done_within, percentile, summarise_requests
 from echo_sglang.sim.setup import ServerSetup
 from echo_sglang.sim.spec import RunSpec
 from echo_sglang.sim.workload import Workload
@@ -34,17 +34,19 @@ class RunResult:
         """The run in figures."""
         emulator = self.emulator
         requests = summarise_requests(emulator.records.values(), slo, emulator.window_s)
-        limit_per_s = None
+        limit = None
         if isinstance(emulator.device, RooflineDevice):
-            limit_per_s = physical_limit_per_s(
-                emulator.workload.requests, emulator.device, emulator.window_s
-            )
-        rate = requests["offline_per_s"]
+            limit = PhysicalLimit.of(emulator.workload.requests, emulator.device, emulator.window_s)
+        share = None
+        if limit is not None:
+            done = done_within(emulator.records.values(), emulator.window_s)
+            rate = requests["offline_per_s"]
+            share = limit.share(done, len(done) / rate) if rate else 0.0
         decide_ms = [1e3 * seconds for seconds in emulator.decide_s]
         return Summary(
             **requests,
-            limit_per_s=limit_per_s,
-            share_of_limit=rate / limit_per_s if limit_per_s else None,
+            limit_per_s=None if limit is None else limit.per_s,
+            share_of_limit=share,
             iterations=emulator.steps.iterations,
             device_busy=emulator.steps.device_s / max(emulator.clock.elapsed_s, 1e-9),
             decide_p50_ms=percentile(decide_ms, 50) or 0.0,

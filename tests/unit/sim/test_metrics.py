@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.domain.tag import ServiceClass
 from echo_sglang.sim.catalog import device_named
 from echo_sglang.sim.documents import DocumentQuestions
-from echo_sglang.sim.limit import least_seconds, physical_limit_per_s
+from echo_sglang.sim.limit import PhysicalLimit, least_seconds
 from echo_sglang.sim.metrics import Slo, optimal_hit_rate, summarise_requests
 from echo_sglang.sim.records import RequestRecord, StepLog
 from echo_sglang.sim.workload import Request, Segment
@@ -108,12 +110,32 @@ def test_the_physical_limit_counts_documents_once_and_online_work_first() -> Non
     step_s = DEVICE.least_seconds(BatchShape(decode_rows=1, decode_kv_tokens=4061))
     expected_s = 2 * document_s + 8 * (question_s + step_s)
     assert least_seconds(offline_requests, DEVICE) == pytest.approx(expected_s)
-    alone = physical_limit_per_s(offline_requests, DEVICE, 10.0)
-    assert alone == pytest.approx(8 / expected_s)
+    alone = PhysicalLimit.of(offline_requests, DEVICE, 10.0)
+    assert alone is not None
+    assert alone.per_s == pytest.approx(8 / expected_s)
     chat = Request(rid="c", arrival_s=0.0, prompt=(Segment(1, 4000),), output_tokens=1)
-    beside = physical_limit_per_s([chat, *offline_requests], DEVICE, 10.0)
-    assert beside == pytest.approx(8 * (1 - document_s / 10.0) / expected_s)
-    assert physical_limit_per_s([chat], DEVICE, 10.0) is None
+    beside = PhysicalLimit.of([chat, *offline_requests], DEVICE, 10.0)
+    assert beside is not None
+    assert beside.per_s == pytest.approx(8 * (1 - document_s / 10.0) / expected_s)
+    assert PhysicalLimit.of([chat], DEVICE, 10.0) is None
+
+
+def test_what_was_done_is_measured_by_its_own_least_time() -> None:
+    """Who runs short prompts first finishes more of them, and no more than the limit."""
+    cheap = DocumentQuestions(documents=1, questions=4, output_tokens=2).requests(1)
+    dear = [
+        replace(r, rid=f"dear-{i}", prompt=(Segment(100 + i, 8000),)) for i, r in enumerate(cheap)
+    ]
+    both = PhysicalLimit.of([*cheap, *dear], DEVICE, 10.0)
+    only_cheap = PhysicalLimit.of(cheap, DEVICE, 10.0)
+    assert both is not None and only_cheap is not None
+    rids = [request.rid for request in cheap]
+    least_s = least_seconds(cheap, DEVICE)
+    assert both.share(rids, least_s) == pytest.approx(1.0)
+    assert both.share(rids[:2], least_s) == pytest.approx(0.5, rel=0.01)
+    assert only_cheap.per_s > both.per_s
+    whole_s = least_seconds([*cheap, *dear], DEVICE)
+    assert both.share(both.seconds, whole_s) == pytest.approx(1.0)
 
 
 def test_equal_batches_have_equal_fingerprints() -> None:
