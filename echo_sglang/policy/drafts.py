@@ -22,6 +22,9 @@ from echo_sglang.policy.preemption import covers, decode_shape, online_shortage
 from echo_sglang.policy.settings import CoschedulerSettings
 from echo_sglang.policy.slack import decode_budget, gap_budget
 
+WORTH_BEING_LATE = 1.25
+"""Online rows are late for others' first tokens if those prompts run so many times as quickly."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
@@ -228,7 +231,7 @@ class Drafting:
         Running rows set it, but the prompt tokens get at least as much time as the online rows
         alone take: a backlog is not ended by crumbs. If the waiting ones would then
         miss their first token, the running rows may be late once, up to their largest gap:
-        they can catch up.
+        they can catch up. But not for a backlog that a longer iteration hardly ends sooner.
         """
         iteration, slo = self.iteration, self.settings.slo
         snapshot = iteration.snapshot
@@ -247,7 +250,11 @@ class Drafting:
         finish_s = snapshot.now_s + math.ceil(total / per_step) * budget_s
         if per_step >= total or finish_s <= max(deadlines):
             return budget_s
-        return max(budget_s, gap_budget(snapshot))
+        longer_s = max(budget_s, gap_budget(snapshot))
+        most = max(iteration.largest_chunk(work, longer_s), 1)
+        quicker = iteration.seconds(work, per_step) / per_step * most
+        quicker /= iteration.seconds(work, most)
+        return longer_s if quicker >= WORTH_BEING_LATE else budget_s
 
     @property
     def _least_tokens(self) -> int:

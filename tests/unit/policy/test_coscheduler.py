@@ -109,15 +109,21 @@ def test_online_prompts_run_even_without_slack() -> None:
 
 
 def test_running_rows_wait_one_longer_gap_if_the_burst_would_miss_its_ttft() -> None:
-    # 5 x 200 tokens at 285 a step of 0.3 s need 4 steps = 1.2 s; due in 1.1 s
-    burst = tuple(waiting(f"w{i}", tokens=200, due_in_s=1.1) for i in range(5))
-    relaxed = decide(
-        snapshot(online=online(1, due_in_s=0.3), waiting_online=burst), MODEL, SETTINGS
-    )
+    # 5 x 200 tokens at 190 a step of 0.3 s, the rest of which 20 rows take, need 6 steps = 1.8 s
+    running = online(20, due_in_s=0.3)
+    burst = tuple(waiting(f"w{i}", tokens=200, due_in_s=1.7) for i in range(5))
+    relaxed = decide(snapshot(online=running, waiting_online=burst), MODEL, SETTINGS)
     assert relaxed.chunk_tokens == 512  # up to the gap of 0.9 s, capped by the server's chunk
     patient = tuple(waiting(f"w{i}", tokens=200, due_in_s=1.9) for i in range(5))
-    kept = decide(snapshot(online=online(1, due_in_s=0.3), waiting_online=patient), MODEL, SETTINGS)
-    assert kept.chunk_tokens == 285
+    kept = decide(snapshot(online=running, waiting_online=patient), MODEL, SETTINGS)
+    assert kept.chunk_tokens == 190
+
+
+def test_no_row_is_late_for_a_backlog_that_a_longer_iteration_hardly_ends_sooner() -> None:
+    # Beside one row a prompt token takes 1.05 ms in a step of 0.3 s, and 1.03 ms in one of 0.53 s.
+    burst = tuple(waiting(f"w{i}", tokens=200, due_in_s=0.9) for i in range(5))
+    plan = decide(snapshot(online=online(1, due_in_s=0.3), waiting_online=burst), MODEL, SETTINGS)
+    assert plan.chunk_tokens == 285
 
 
 def test_offline_rows_give_way_when_online_lacks_memory() -> None:
