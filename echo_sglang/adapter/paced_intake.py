@@ -9,7 +9,7 @@ share of its time is enough for.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from typing import Any
 
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
@@ -37,30 +37,34 @@ class OfflineLane:
     """Offline requests that were received and not taken in yet, in order of arrival."""
 
     def __init__(self) -> None:
-        self._waiting: deque[TokenizedGenerateReqInput] = deque()
+        self._waiting: OrderedDict[str, TokenizedGenerateReqInput] = OrderedDict()
         self._last_s: float | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def __contains__(self, rid: str) -> bool:
+        return rid in self._waiting
+
     def join(self, recv_req: TokenizedGenerateReqInput) -> None:
-        """`recv_req` waits as the last."""
-        self._waiting.append(recv_req)
+        """`recv_req`, of an id that is not here, waits as the last."""
+        assert recv_req.rid not in self._waiting, recv_req.rid
+        self._waiting[recv_req.rid] = recv_req
 
     def leave(self, most: int) -> list[TokenizedGenerateReqInput]:
         """The first ones, `most` of them at most, which no longer wait here."""
-        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        count = min(most, len(self._waiting))
+        return [self._waiting.popitem(last=False)[1] for _ in range(count)]
 
     def take_matching(
         self, rid_prefix: str, *, everything: bool = False
     ) -> list[TokenizedGenerateReqInput]:
-        """Remove and return what an abort names: ids that start with `rid_prefix`, or all."""
-        taken, left = [], deque[TokenizedGenerateReqInput]()
-        for recv_req in self._waiting:
-            named = everything or recv_req.rid.startswith(rid_prefix)
-            (taken if named else left).append(recv_req)
-        self._waiting = left
-        return taken
+        """Remove and return what an abort names: ids that start with `rid_prefix`, or all. O(1)
+        for a whole id that is here."""
+        if not everything and rid_prefix in self._waiting:
+            return [self._waiting.pop(rid_prefix)]
+        named = [rid for rid in self._waiting if everything or rid.startswith(rid_prefix)]
+        return [self._waiting.pop(rid) for rid in named]
 
     def until_s(self, now_s: float) -> float:
         """When the intake that begins now should end. Call once for each."""
@@ -82,7 +86,7 @@ class PacedIntake(RequestIntake):
         """Everything but offline requests that can wait now; of those as many as time is for."""
         lane, passing = self.offline_lane, []
         for recv_req in recv_reqs:
-            if isinstance(recv_req, TokenizedGenerateReqInput) and self._waits_as_tokens(recv_req):
+            if self._may_wait_in_lane(recv_req):
                 lane.join(recv_req)
             else:
                 passing.append(recv_req)
@@ -93,6 +97,13 @@ class PacedIntake(RequestIntake):
             super().process_input_requests(lane.leave(at_once))
             if not self.ranks.alone or self.echo_clock() >= until_s:
                 break
+
+    def _may_wait_in_lane(self, recv_req: Any) -> bool:
+        return (
+            isinstance(recv_req, TokenizedGenerateReqInput)
+            and self._waits_as_tokens(recv_req)
+            and recv_req.rid not in self.offline_lane
+        )
 
     def abort_request(self, recv_req: AbortReq) -> None:
         """Those that wait in the lane hold nothing."""

@@ -76,7 +76,7 @@ def _requests(scheduler: EchoScheduler) -> dict[str, int]:
         "online_running": len(_running(scheduler)) - offline_running,
         "online_waiting": len(scheduler.waiting_queue),
         "offline_running": offline_running,
-        "offline_pooled": len(scheduler.offline_queue),
+        "offline_pooled": len(scheduler.offline_queue) + len(scheduler.offline_lane),
         "offline_parked": scheduler.offline_queue.pool.num_parked,
     }
 

@@ -40,22 +40,16 @@ _gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKe
 _turn: ContextVar[Turn | None] = ContextVar("echo_turn", default=None)
 
 
-async def wait_for_turn() -> Turn:
-    """Wait until nobody else's turn is on. It is that of the caller's context until it ends."""
+@asynccontextmanager
+async def turn_if(offline: bool) -> AsyncIterator[None]:
+    """A turn for what is prepared and sent inside, if it is offline. It is waited for."""
+    if not offline:
+        yield
+        return
     gate = _gates.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(1))
     await gate.acquire()
     turn = Turn(gate)
     _turn.set(turn)
-    return turn
-
-
-@asynccontextmanager
-async def turn_if(offline: bool) -> AsyncIterator[None]:
-    """A turn for what is prepared and sent inside, if it is offline."""
-    if not offline:
-        yield
-        return
-    turn = await wait_for_turn()
     try:
         yield
     finally:
@@ -64,17 +58,15 @@ async def turn_if(offline: bool) -> AsyncIterator[None]:
 
 
 async def answers_in_turn(answers: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """`answers`, an async generator that prepares and sends an offline request when it is first
-    asked, unless its turn is on already."""
-    turn = _turn.get() or await wait_for_turn()
+    """`answers`, an async generator that prepares and sends offline requests when it is first
+    asked; it is closed with this one."""
     try:
-        async for answer in answers:
-            turn.end()
+        async with turn_if(True):
+            answer = await anext(answers, None)
+        while answer is not None:
             yield answer
+            answer = await anext(answers, None)
     finally:
-        turn.end()
-        _turn.set(None)
-        # SGLang aborts what is unfinished when its own generator is closed.
         await answers.aclose()  # type: ignore[attr-defined]
 
 

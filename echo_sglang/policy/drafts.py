@@ -252,9 +252,9 @@ class Drafting:
             return budget_s
         longer_s = max(budget_s, gap_budget(snapshot))
         most = max(iteration.largest_chunk(work, longer_s), 1)
-        quicker = iteration.seconds(work, per_step) / per_step * most
-        quicker /= iteration.seconds(work, most)
-        return longer_s if quicker >= WORTH_BEING_LATE else budget_s
+        token_s = iteration.seconds(work, per_step) / per_step
+        longer_token_s = iteration.seconds(work, most) / most
+        return longer_s if token_s >= WORTH_BEING_LATE * longer_token_s else budget_s
 
     @property
     def _least_tokens(self) -> int:

@@ -138,6 +138,15 @@ def test_an_abort_of_all_empties_the_lane(intake: Intake) -> None:
     assert intake.iteration() == []
 
 
+def test_a_second_request_of_the_same_id_is_not_lost(intake: Intake) -> None:
+    """The API process refuses it; should one come all the same, it goes the way of all others."""
+    intake.iteration(*flood(40))
+    assert intake.iteration(offline("off-30"))[0] == "off-30"
+    while intake.scheduler.offline_lane:
+        intake.iteration()
+    assert intake.taken.count("off-30") == 2
+
+
 def test_a_draining_server_gives_the_lane_back(intake: Intake) -> None:
     intake.iteration(*flood(40))
     intake.scheduler.give_offline_back()
