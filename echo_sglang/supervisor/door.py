@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_CONNECTIONS = 1000
 MOST_BODY_BYTES = 1 << 20
 """Read of a refused request, so that its client sees the answer rather than a reset."""
 GRACE_S = 2
+LATE_S = 1.0
+"""How long a closing door waits for the request of a client that has connected."""
 
 _Event = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Event]]
@@ -44,6 +47,16 @@ def unavailable_body(why: Unavailable) -> bytes:
     return json.dumps({"error": error}).encode()
 
 
+class _LateAnswers(H11Protocol):
+    """Where uvicorn would hang up on a client whose request is still on its way, waits for it."""
+
+    def shutdown(self) -> None:
+        if self.cycle:
+            super().shutdown()
+        else:
+            self.loop.call_later(LATE_S, super().shutdown)
+
+
 class Door:
     """Opens and closes; `why` is asked for each answer.
 
@@ -67,7 +80,7 @@ class Door:
             self._answer,
             interface="asgi3",
             loop="asyncio",
-            http="h11",
+            http=_LateAnswers,
             ws="none",
             lifespan="off",
             log_level="error",
@@ -83,7 +96,10 @@ class Door:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer what was accepted and accept no more; returns when that is so."""
+        """Answer who has connected and accept no more; returns when that is so.
+
+        A client that connects and sends nothing makes it take LATE_S.
+        """
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join()

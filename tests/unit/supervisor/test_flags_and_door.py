@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 
 import httpx
@@ -86,6 +87,39 @@ def test_a_connection_made_while_nobody_accepts_is_answered_when_somebody_does(
         answer = waiting.recv(1000)
         door.close()
     assert answer.startswith(b"HTTP/1.1 503")
+
+
+def accepted_by(door: Door, listener: socket.socket) -> socket.socket:
+    """A connection that the open door has accepted and that nothing was sent on."""
+    quiet = socket.create_connection(listener.getsockname(), timeout=20)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    with httpx.Client(trust_env=False, timeout=20) as later:
+        assert later.get(url).status_code == 503
+    return quiet
+
+
+def test_a_request_on_its_way_when_the_door_closes_is_answered(listener: socket.socket) -> None:
+    door = Door(listener, lambda: Unavailable("starting", 1), {})
+    door.open()
+    with accepted_by(door, listener) as waiting:
+        closing = threading.Thread(target=door.close)
+        closing.start()
+        waiting.settimeout(0.5)
+        with pytest.raises(TimeoutError):  # nobody hangs up on it
+            waiting.recv(1)
+        waiting.settimeout(20)
+        waiting.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = waiting.recv(1000)
+        closing.join()
+    assert answer.startswith(b"HTTP/1.1 503")
+
+
+def test_a_client_that_sends_nothing_does_not_keep_the_door_open(listener: socket.socket) -> None:
+    door = Door(listener, lambda: Unavailable("starting", 1), {})
+    door.open()
+    with accepted_by(door, listener) as silent:
+        door.close()
+        assert silent.recv(1) == b""
 
 
 def test_what_an_engine_inherits_comes_back_from_the_environment() -> None:
