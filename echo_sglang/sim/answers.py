@@ -18,21 +18,23 @@ class Answers:
     """
 
     def __init__(self) -> None:
-        self._lengths: dict[str, int] = {}
-        self._seeds: dict[str, int] = {}
+        self._answers: dict[str, tuple[int, int]] = {}  # (index of the last token, seed)
 
     def expect(self, rid: str, output_tokens: int) -> None:
         """Define the answer of `rid`."""
-        self._seeds[rid] = len(self._seeds) + 1
-        self._lengths[rid] = output_tokens
+        self._answers[rid] = output_tokens - 1, (len(self._answers) + 1) * 7919
 
-    def token(self, rid: str, index: int) -> int:
-        """The token number `index` (from 0) of the answer to `rid`."""
-        if index >= self._lengths[rid] - 1:
-            return EOS_TOKEN
+    def next_tokens(self, wanted: Iterable[tuple[str, int]]) -> list[int]:
+        """Token number `index` (from 0) for each (rid, index).
+
+        An index below 0 is a prompt that is not yet complete: nobody looks at its token.
+        """
         span = VOCABULARY - FIRST_TOKEN
-        return FIRST_TOKEN + (self._seeds[rid] * 7919 + index * 104_729 + index * index) % span
-
-    def next_tokens(self, rids: Iterable[tuple[str, int]]) -> list[int]:
-        """One token for each (rid, index); an index below 0 is a prompt not yet complete."""
-        return [self.token(rid, index) for rid, index in rids]
+        answers, tokens = self._answers, []
+        for rid, index in wanted:
+            last, seed = answers[rid]
+            if index >= last:
+                tokens.append(EOS_TOKEN)
+            else:
+                tokens.append(FIRST_TOKEN + (seed + index * 104_729 + index * index) % span)
+        return tokens

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.managers import schedule_batch
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
@@ -22,6 +24,7 @@ from echo_sglang.sim.device import Device
 from echo_sglang.sim.errors import EmulationError
 from echo_sglang.sim.intake import tokenized
 from echo_sglang.sim.records import RequestRecord, StepLog
+from echo_sglang.sim.sampling import NoSampling
 from echo_sglang.sim.streamer import EmulatedSender, EmulatedStreamer
 from echo_sglang.sim.worker import EmulatedResult, EmulatedWorker
 from echo_sglang.sim.workload import Workload
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 STALL_STEP_S = 1e-3
 MAX_STALL_S = 120.0
+NOTHING_TO_ISOLATE = nullcontext()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -188,6 +192,20 @@ class Emulation:
             emulator.records[rid].compute(context_tokens, computed_tokens)
         return result
 
+    def _forward_isolation(self, batch: ScheduleBatch, *, overlap: bool) -> Any:
+        """No forward pass changes the batch, and no device still reads its tensors."""
+        if self.emulator.computes:
+            return super()._forward_isolation(batch, overlap=overlap)
+        return NOTHING_TO_ISOLATE
+
+    def _relay_forward_payload(self, *args: Any) -> None:
+        """The next forward pass needs no tokens of this one if there is none."""
+        if self.emulator.computes:
+            super()._relay_forward_payload(*args)
+
+    def _copy_result_to_cpu(self, *_: Any) -> None:
+        """It is there."""
+
     def process_batch_result(self, batch: ScheduleBatch, result: EmulatedResult) -> None:
         """Wait for the device, then go on as SGLang does."""
         self.emulator.clock.wait_until(result.end_s)
@@ -246,4 +264,6 @@ def emulated(base: type[Scheduler], emulator: Emulator) -> type[Scheduler]:
     from sglang.srt.observability import req_time_stats
 
     req_time_stats.time = TimeModule(emulator.clock)
+    if not emulator.computes:
+        schedule_batch.SamplingBatchInfo = NoSampling
     return type(f"Emulated{base.__name__}", (Emulation, base), {"emulator": emulator})

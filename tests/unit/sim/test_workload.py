@@ -43,8 +43,8 @@ def test_answers_end_with_eos_at_their_length_and_differ_before() -> None:
     answers = Answers()
     answers.expect("a", 5)
     answers.expect("b", 5)
-    a = [answers.token("a", i) for i in range(5)]
-    b = [answers.token("b", i) for i in range(5)]
+    a = answers.next_tokens([("a", i) for i in range(5)])
+    b = answers.next_tokens([("b", i) for i in range(5)])
     assert a[-1] == b[-1] == EOS_TOKEN
     assert EOS_TOKEN not in a[:-1] + b[:-1]
     assert len(set(a[:-1])) == 4 and not set(a[:-1]) & set(b[:-1])
