@@ -33,8 +33,10 @@ class RequestRecord:
     def compute(self, context_tokens: int, computed_tokens: int) -> None:
         """An iteration computed the last `computed_tokens` of its `context_tokens`."""
         start = context_tokens - computed_tokens
-        self.recomputed_tokens += max(min(self._computed_up_to, context_tokens) - start, 0)
-        self._computed_up_to = max(self._computed_up_to, context_tokens)
+        if self._computed_up_to > start:
+            self.recomputed_tokens += min(self._computed_up_to, context_tokens) - start
+        if self._computed_up_to < context_tokens:
+            self._computed_up_to = context_tokens
 
     def receive(self, tokens: int, now_s: float) -> None:
         """`tokens` have arrived by `now_s`, all in all."""

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.managers import schedule_batch
+from sglang.srt.managers import schedule_batch, scheduler
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
@@ -152,6 +152,13 @@ class Emulation:
 
     # --------------------------------------------------------------- the loop
 
+    def run_event_loop(self) -> None:
+        """SGLang's, with nobody to read a log and nothing computed to hand on."""
+        self.metrics_reporter.is_stats_logging_rank = False
+        if not self.emulator.computes:
+            self.future_map.publish = lambda *_: None
+        super().run_event_loop()
+
     def ingest_requests(self, stop_at_pause: bool = False) -> list[Any]:
         """Take in what has arrived by now; begin to close when the window is over."""
         if hasattr(self, "let_offline_iteration_end"):
@@ -188,8 +195,9 @@ class Emulation:
         before_s = max(emulator.clock.device_free_s, emulator.clock.now_s)
         result = super().run_batch(batch, *args, **kwargs)
         emulator.steps.add(result.shape, result.end_s - before_s, result.rows)
+        records = emulator.records
         for rid, context_tokens, computed_tokens in result.rows:
-            emulator.records[rid].compute(context_tokens, computed_tokens)
+            records[rid].compute(context_tokens, computed_tokens)
         return result
 
     def _forward_isolation(self, batch: ScheduleBatch, *, overlap: bool) -> Any:
@@ -259,6 +267,11 @@ class Emulation:
             )
 
 
+def forget_inputs(batch: ScheduleBatch, _: Any) -> None:
+    """In place of SGLang's `resolve_forward_inputs`: no forward pass reads the tokens."""
+    batch.prefill_input_ids_cpu = batch.mix_running_indices = None
+
+
 def emulated(base: type[Scheduler], emulator: Emulator) -> type[Scheduler]:
     """A scheduler class like `base` that runs `emulator`'s workload on virtual time."""
     from sglang.srt.observability import req_time_stats
@@ -266,4 +279,5 @@ def emulated(base: type[Scheduler], emulator: Emulator) -> type[Scheduler]:
     req_time_stats.time = TimeModule(emulator.clock)
     if not emulator.computes:
         schedule_batch.SamplingBatchInfo = NoSampling
+        scheduler.resolve_forward_inputs = forget_inputs
     return type(f"Emulated{base.__name__}", (Emulation, base), {"emulator": emulator})
