@@ -2,18 +2,16 @@
 
 `emulated(base)` puts `Emulation` in front of a scheduler class. It replaces what touches the
 outside (clock, model worker, sockets) and leaves every decision, the cache and the allocators
-as they are.
+as they are; `WithoutForwardPasses` drops what is prepared for a pass that is not computed.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.managers import schedule_batch, scheduler
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
@@ -24,8 +22,8 @@ from echo_sglang.sim.device import Device
 from echo_sglang.sim.errors import EmulationError
 from echo_sglang.sim.intake import tokenized
 from echo_sglang.sim.records import RequestRecord, StepLog
-from echo_sglang.sim.sampling import NoSampling
 from echo_sglang.sim.streamer import EmulatedSender, EmulatedStreamer
+from echo_sglang.sim.uncomputed import WithoutForwardPasses
 from echo_sglang.sim.worker import EmulatedResult, EmulatedWorker
 from echo_sglang.sim.workload import Workload
 
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 
 STALL_STEP_S = 1e-3
 MAX_STALL_S = 120.0
-NOTHING_TO_ISOLATE = nullcontext()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -153,10 +150,8 @@ class Emulation:
     # --------------------------------------------------------------- the loop
 
     def run_event_loop(self) -> None:
-        """SGLang's, with nobody to read a log and nothing computed to hand on."""
+        """SGLang's, with nobody to read a log."""
         self.metrics_reporter.is_stats_logging_rank = False
-        if not self.emulator.computes:
-            self.future_map.publish = lambda *_: None
         super().run_event_loop()
 
     def ingest_requests(self, stop_at_pause: bool = False) -> list[Any]:
@@ -195,21 +190,9 @@ class Emulation:
         before_s = max(emulator.clock.device_free_s, emulator.clock.now_s)
         result = super().run_batch(batch, *args, **kwargs)
         emulator.steps.add(result.shape, result.end_s - before_s, result.rows)
-        records = emulator.records
         for rid, context_tokens, computed_tokens in result.rows:
-            records[rid].compute(context_tokens, computed_tokens)
+            emulator.records[rid].compute(context_tokens, computed_tokens)
         return result
-
-    def _forward_isolation(self, batch: ScheduleBatch, *, overlap: bool) -> Any:
-        """No forward pass changes the batch, and no device still reads its tensors."""
-        if self.emulator.computes:
-            return super()._forward_isolation(batch, overlap=overlap)
-        return NOTHING_TO_ISOLATE
-
-    def _relay_forward_payload(self, *args: Any) -> None:
-        """The next forward pass needs no tokens of this one if there is none."""
-        if self.emulator.computes:
-            super()._relay_forward_payload(*args)
 
     def _copy_result_to_cpu(self, *_: Any) -> None:
         """It is there."""
@@ -267,17 +250,10 @@ class Emulation:
             )
 
 
-def forget_inputs(batch: ScheduleBatch, _: Any) -> None:
-    """In place of SGLang's `resolve_forward_inputs`: no forward pass reads the tokens."""
-    batch.prefill_input_ids_cpu = batch.mix_running_indices = None
-
-
 def emulated(base: type[Scheduler], emulator: Emulator) -> type[Scheduler]:
     """A scheduler class like `base` that runs `emulator`'s workload on virtual time."""
     from sglang.srt.observability import req_time_stats
 
     req_time_stats.time = TimeModule(emulator.clock)
-    if not emulator.computes:
-        schedule_batch.SamplingBatchInfo = NoSampling
-        scheduler.resolve_forward_inputs = forget_inputs
-    return type(f"Emulated{base.__name__}", (Emulation, base), {"emulator": emulator})
+    bases = (Emulation, base) if emulator.computes else (Emulation, WithoutForwardPasses, base)
+    return type(f"Emulated{base.__name__}", bases, {"emulator": emulator})
