@@ -178,7 +178,7 @@ def _tell_span(whole: Span, parts: list[Span], clock: _Clock) -> None:
         "offline rows that gave way": sum(whole.released.values()),
         "half-done offline prompts that gave way": whole.chunks_released,
         "offline requests waiting": f"{whole.pooled[0]} at first, {whole.pooled[1]} at the end",
-        "least time the SLOs left": _ms(whole.tightest_ms),
+        "least time the SLOs left, ms": _ms(whole.tightest_ms),
         "predicted to take longer than that": whole.over_budget,
     }
     print_facts(facts)
