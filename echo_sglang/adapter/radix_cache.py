@@ -11,7 +11,12 @@ from functools import partial
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import Req
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, EvictResult
+from sglang.srt.mem_cache.base_prefix_cache import (
+    EvictParams,
+    EvictResult,
+    InsertParams,
+    InsertResult,
+)
 from sglang.srt.mem_cache.registry import (
     TreeCacheBuildContext,
     create_unified_radix_cache,
@@ -90,6 +95,9 @@ class EchoFullComponent(FullComponent):
 class EchoRadixCache(UnifiedRadixCache):
     """SGLang's cache on Echo's tree core."""
 
+    _checkpointing = False
+    _inserted: InsertResult | None = None
+
     def evict_for_alloc(self, params: EvictParams, **kwargs: Any) -> EvictResult:
         """As upstream's, telling the core how little has to go."""
         self.tree_core.shortfall_tokens = params.num_tokens
@@ -102,8 +110,20 @@ class EchoRadixCache(UnifiedRadixCache):
         """As upstream's; what it inserts carries the class of the request."""
         service_class = ServiceClass.OFFLINE if is_offline(req) else ServiceClass.ONLINE
         known_path = None if req.lock is None else req.lock.node
-        with self.tree_core.used_by(service_class, known_path):
-            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+        self._checkpointing, self._inserted = True, None
+        try:
+            with self.tree_core.used_by(service_class, known_path, req.rid):
+                super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+        finally:
+            self._checkpointing = False
+
+    def insert(self, params: InsertParams) -> InsertResult:
+        """As upstream's, but for the second insert of a checkpoint: it would only cut the node
+        where the prompt ends, for the answer to be evicted alone, and Echo's eviction cuts."""
+        if self._checkpointing and self._inserted is not None and self.tree_core.lengthens_nodes:
+            return self._inserted
+        self._inserted = super().insert(params)
+        return self._inserted
 
 
 def register(config: EchoConfig) -> None:

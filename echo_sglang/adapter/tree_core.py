@@ -9,6 +9,7 @@ What is kept per node and when it changes:
 
     online, offline   who used it; set on a path from its end to the root, so they only grow
                       towards the root; a split gives both halves the same
+    sequence_of       the request that put it there, whose further tokens lengthen it
     online_used_s     last use by an online request; never older than that of a child
     references        only of ranked leaves, in the policy: counted in the prefix index when a
                       leaf is ranked, and again when a prompt through it comes or goes
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore, UnifiedTreeNode
@@ -54,6 +56,7 @@ class EchoTreeNode(UnifiedTreeNode):
         self.online = False
         self.offline = False
         self.online_used_s = -math.inf
+        self.sequence_of: str | None = None
 
     @property
     def held(self) -> bool:
@@ -100,9 +103,12 @@ class EchoTreeCore(UnifiedTreeCore):
         self.shortfall_tokens: int | None = None
         self._requester = ServiceClass.ONLINE
         self._known_path: int | None = None
+        self._sequence_of: str | None = None
         self._index: PrefixIndex[Any] = PrefixIndex()
         self._namespaces = Namespaces()
         super().__init__(params, components)
+        # Whoever hears of new blocks is told of nodes, not of parts of them.
+        self.lengthens_nodes = self.policy.by_value and not self.kv_events.enabled
 
     def attach(
         self, clock: Callable[[], float], index: PrefixIndex[Any], namespaces: Namespaces
@@ -118,18 +124,25 @@ class EchoTreeCore(UnifiedTreeCore):
         self.evictable_device_leaves = _LeafSet(self)
 
     @contextmanager
-    def used_by(self, service_class: ServiceClass, known_path: int | None = None) -> Iterator[None]:
+    def used_by(
+        self,
+        service_class: ServiceClass,
+        known_path: int | None = None,
+        sequence_of: str | None = None,
+    ) -> Iterator[None]:
         """Inserts inside are the work of this class.
 
         known_path: id of the node that the inserting request holds, whose path is the
         beginning of what it inserts; None if it holds none. The walk starts there.
+        sequence_of: id of the inserting request.
         """
-        before = self._requester, self._known_path
+        before = self._requester, self._known_path, self._sequence_of
         self._requester, self._known_path = service_class, known_path
+        self._sequence_of = sequence_of
         try:
             yield
         finally:
-            self._requester, self._known_path = before
+            self._requester, self._known_path, self._sequence_of = before
 
     @contextmanager
     def allocating_for(self, *, offline: bool) -> Iterator[None]:
@@ -150,6 +163,36 @@ class EchoTreeCore(UnifiedTreeCore):
             node.offline = True
         self._register_node(node)
         return node
+
+    def _add_new_node(
+        self, parent: EchoTreeNode, key: EchoKey, value: torch.Tensor, **kwargs: Any
+    ) -> EchoTreeNode:
+        """As upstream's, but what a request adds to its own tokens lengthens their node while
+        nobody shares it: a node for every chunk and for the answer would be locked, walked and
+        evicted one by one."""
+        if self.lengthens_nodes and self._ends_with(parent):
+            self._lengthen(parent, key, value)
+            return parent
+        node = super()._add_new_node(parent, key, value, **kwargs)
+        node.sequence_of = self._sequence_of
+        return node
+
+    def _ends_with(self, node: EchoTreeNode) -> bool:
+        """The inserting request put it there, nobody else holds it or is of another class that
+        used it, and nothing follows."""
+        rid = self._sequence_of
+        if rid is None or node.sequence_of != rid or node.children:
+            return False
+        online = self._requester is ServiceClass.ONLINE
+        alone = node.component_data[FULL].lock_ref == 1
+        return alone and node.online is online and node.offline is not online
+
+    def _lengthen(self, node: EchoTreeNode, key: EchoKey, value: torch.Tensor) -> None:
+        """Of a node in use. Who found it before as the end of something cached still does."""
+        full = node.component_data[FULL]
+        full.value = torch.cat([full.value, value])
+        node.key = node.key.followed_by(key)
+        self.component_protected_size_[FULL] += len(key)
 
     def begin_insert(self, params: Any) -> Any:
         """With a key that is quick to walk along; its parts become those of nodes. The caller's

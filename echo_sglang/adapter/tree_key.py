@@ -34,6 +34,11 @@ class EchoKey(RadixKey):
             return EchoKey(self.token_ids[index], self.extra_key, cache_salt=self.cache_salt)
         return EchoKey.of(super().__getitem__(index))
 
+    def followed_by(self, more: EchoKey) -> EchoKey:
+        """This key and `more` of the same namespace behind it; O(tokens of both)."""
+        tokens = self.token_ids + more.token_ids
+        return EchoKey(tokens, self.extra_key, cache_salt=self.cache_salt)
+
     def child_key_at(self, offset: int, page_size: int = 1) -> Any:
         """What a parent's children are found by: a token, or a page, and a namespace."""
         if page_size == 1 and self.extra_key is None and self.cache_salt is None:

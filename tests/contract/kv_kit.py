@@ -88,13 +88,15 @@ class CacheKit:
             self.cache.insert(InsertParams(key=key_of(tokens), value=value[:whole]))
         return True
 
-    def go_on(self, lock: TreeLock, tokens: list[int], service_class: ServiceClass) -> TreeLock:
-        """Cache more of a sequence whose beginning `lock` holds, as the chunks of a prompt do;
-        returns the lock of all of it. There must be room."""
+    def go_on(
+        self, lock: TreeLock, tokens: list[int], service_class: ServiceClass, rid: str
+    ) -> TreeLock:
+        """Cache more of a sequence whose beginning `lock` holds, as the chunks of the prompt of
+        `rid` do; returns the lock of all of it. There must be room."""
         held = len(self.path(self.core.node_by_id(lock.node)))
         value = self.core.collect_full_device_indices(lock.node, self.core.root_node.id)
         value = torch.cat([value, self.allocator.alloc(len(tokens) - held)])
-        with self.core.used_by(service_class, known_path=lock.node):
+        with self.core.used_by(service_class, known_path=lock.node, sequence_of=rid):
             inserted = self.cache.insert(
                 InsertParams(key=key_of(tokens), value=value, prev_prefix_len=held)
             )

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("sglang.srt.utils")
 
 from sglang.srt.mem_cache import registry
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams, TreeLock
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.test.kits.unified_radix_cache import fixtures
@@ -66,6 +66,71 @@ def test_a_dead_document_goes_whole_before_one_in_demand_is_cut() -> None:
     kit.wait("r", [*DOCUMENT, 1])
     assert kit.evict(5) == 60
     assert kit.cached(DOCUMENT) == len(DOCUMENT)
+
+
+def first_chunk(kit: CacheKit, tokens: list[int], rid: str) -> TreeLock:
+    """A request holds the root when its prefill begins."""
+    return kit.go_on(kit.cache.lock(kit.core.root_node.id), tokens, OFFLINE, rid)
+
+
+def paths(kit: CacheKit) -> list[list[int]]:
+    return sorted(kit.path(node) for node in kit.nodes())
+
+
+def test_chunks_and_answer_of_a_request_are_one_node_and_each_of_others_their_own() -> None:
+    kit = CacheKit()
+    lock = first_chunk(kit, DOCUMENT[:10], "a")
+    for end in (20, 40):
+        lock = kit.go_on(lock, DOCUMENT[:end], OFFLINE, "a")
+    assert paths(kit) == [DOCUMENT]
+    lock = kit.go_on(lock, [*DOCUMENT, 1, 2], OFFLINE, "b")
+    lock = kit.go_on(lock, [*DOCUMENT, 1, 2, 3], OFFLINE, "a")
+    assert paths(kit) == [DOCUMENT, [*DOCUMENT, 1, 2], [*DOCUMENT, 1, 2, 3]]
+    assert kit.cache.protected_size() == 43
+    kit.cache.unlock(lock)
+    assert kit.cache.protected_size() == 0
+    kit.cache.sanity_check()
+
+
+@pytest.mark.parametrize("others", ["hold", "hang on", "are online"])
+def test_a_node_that_is_not_its_requests_alone_stays_as_it_is(others: str) -> None:
+    kit = CacheKit()
+    lock = first_chunk(kit, DOCUMENT[:10], "a")
+    if others == "hold":
+        kit.cache.lock(lock.node)
+    elif others == "hang on":
+        kit.insert([*DOCUMENT[:10], 1], OFFLINE)
+    else:
+        kit.arrive(DOCUMENT[:10])
+    before = paths(kit)
+    lock = kit.go_on(lock, DOCUMENT[:20], OFFLINE, "a")
+    assert paths(kit) == sorted([*before, DOCUMENT[:20]])
+    kit.go_on(lock, DOCUMENT, OFFLINE, "a")
+    assert paths(kit) == sorted([*before, DOCUMENT])
+
+
+def test_what_was_found_of_a_prompt_is_still_there_when_it_has_grown() -> None:
+    kit = CacheKit()
+    lock = first_chunk(kit, DOCUMENT[:10], "a")
+    match = kit.cache.match_prefix(MatchPrefixParams(key=key_of(DOCUMENT[:10])))
+    slots = kit.core.collect_full_device_indices(match.last_device_node, kit.core.root_node.id)
+    kit.go_on(lock, DOCUMENT, OFFLINE, "a")
+    grown = kit.core.collect_full_device_indices(match.last_device_node, kit.core.root_node.id)
+    assert match.device_prefix_len == 10
+    assert grown[:10].tolist() == slots.tolist()
+    assert len(set(grown.tolist())) == len(DOCUMENT)
+
+
+def test_who_hears_of_blocks_node_by_node_or_evicts_whole_leaves_gets_a_node_for_each_chunk() -> (
+    None
+):
+    kit = CacheKit(policy=EvictionPolicy.CLASS_LRU)
+    kit.go_on(first_chunk(kit, DOCUMENT[:10], "a"), DOCUMENT, OFFLINE, "a")
+    assert paths(kit) == [DOCUMENT[:10], DOCUMENT]
+    config = CacheConfig(page_size=1, kv_size=64)
+    for told in (False, True):
+        cache, _, _ = build_echo_fixture(config, CachePolicySettings(), enable_kv_cache_events=told)
+        assert cache.tree_core.lengthens_nodes is not told
 
 
 def test_tags_survive_a_split_by_a_match_and_end_with_a_flush() -> None:
@@ -141,6 +206,23 @@ def test_sglangs_kit_keeps_every_slot_and_a_sane_tree(
     cache.evict(EvictParams(num_tokens=10**6))
     assert allocator.available_size() == free
     assert cache.evictable_size() == cache.protected_size() == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "parts"), [(EvictionPolicy.VALUE, [24]), (EvictionPolicy.CLASS_LRU, [16, 8])]
+)
+def test_a_prompt_and_its_answer_are_parted_only_where_eviction_does_not_cut(
+    policy: EvictionPolicy, parts: list[int]
+) -> None:
+    kit = Lifecycle()
+    kit.cfg = CacheConfig(page_size=1, kv_size=64)
+    cache, allocator, rows = build_echo_fixture(kit.cfg, CachePolicySettings(policy=policy))
+    prompt = list(range(100, 116))
+    req = kit._make_inflight_req(cache, allocator, rows, prompt, [7] * 8, allocated=True)[0]
+    release_kv_cache(req, cache, checkpoint=True)
+    nodes = [node for node in cache.tree_core._node_arena.values() if node.key]
+    assert sorted((len(node.key) for node in nodes), reverse=True) == parts
+    assert allocator.available_size() == 64 - 24
 
 
 @pytest.mark.parametrize("page_size", [1, 16])

@@ -31,8 +31,12 @@ class TreeAgainstModel(RuleBasedStateMachine):
         self.kit = CacheKit(kv_size=96, page_size=self.page_size)
         self.used: dict[tuple[int, ...], set[ServiceClass]] = {}
         self.waiting: dict[str, list[int]] = {}
-        self.locks: list[Any] = []
+        self.locks: list[tuple[str, Any]] = []
         self.next_rid = 0
+
+    def _new_rid(self) -> str:
+        self.next_rid += 1
+        return f"r{self.next_rid}"
 
     def _use(self, tokens: list[int], service_class: ServiceClass) -> None:
         for end in range(self.page_size, len(tokens) + 1, self.page_size):
@@ -58,8 +62,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
 
     @rule(tokens=sequences)
     def wait(self, tokens: list[int]) -> None:
-        rid = f"r{self.next_rid}"
-        self.next_rid += 1
+        rid = self._new_rid()
         self.kit.wait(rid, tokens)
         self.waiting[rid] = tokens
 
@@ -89,7 +92,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
         probed = self.kit.cached(tokens)
         match = self.kit.cache.match_prefix(MatchPrefixParams(key=key_of(tokens)))
         assert match.device_prefix_len == probed
-        self.locks.append(self.kit.cache.lock(match.last_device_node))
+        self.locks.append((self._new_rid(), self.kit.cache.lock(match.last_device_node)))
 
     @precondition(lambda self: self.locks)
     @rule(data=st.data(), more=sequences, service_class=classes)
@@ -98,18 +101,19 @@ class TreeAgainstModel(RuleBasedStateMachine):
     ) -> None:
         """As the next chunk of a prompt does, whose walk starts at what the request holds."""
         place = data.draw(st.integers(0, len(self.locks) - 1))
-        held = self.kit.path(self.kit.core.node_by_id(self.locks[place].node))
+        rid, lock = self.locks[place]
+        held = self.kit.path(self.kit.core.node_by_id(lock.node))
         tokens = held + more[: len(more) // self.page_size * self.page_size]
         if len(tokens) - len(held) > self.kit.allocator.available_size():
             return
-        self.locks[place] = self.kit.go_on(self.locks[place], tokens, service_class)
+        self.locks[place] = rid, self.kit.go_on(lock, tokens, service_class, rid)
         assert self.kit.cached(tokens) == len(tokens)
         self._use(tokens, service_class)
 
     @precondition(lambda self: self.locks)
     @rule(data=st.data())
     def unlock(self, data: st.DataObject) -> None:
-        lock = self.locks.pop(data.draw(st.integers(0, len(self.locks) - 1)))
+        _, lock = self.locks.pop(data.draw(st.integers(0, len(self.locks) - 1)))
         self.kit.cache.unlock(lock)
 
     @rule(tokens=st.integers(1, 30), for_offline=st.booleans())
@@ -190,7 +194,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
             self.kit.cache.sanity_check()
 
     def teardown(self) -> None:
-        for lock in self.locks:
+        for _, lock in self.locks:
             self.kit.cache.unlock(lock)
         self.kit.cache.sanity_check()
 
