@@ -42,6 +42,7 @@ from echo_sglang.adapter.redaction import redact
 from echo_sglang.adapter.release import release_chunk, release_rows
 from echo_sglang.adapter.requests import can_release, is_offline
 from echo_sglang.adapter.routes import DUMP_KEY
+from echo_sglang.adapter.running_rows import DecodingRows
 from echo_sglang.adapter.short_pipeline import ShortPipeline
 from echo_sglang.adapter.snapshots import take_snapshot
 from echo_sglang.adapter.status import build_status
@@ -286,6 +287,8 @@ class EchoScheduler(OfflineReturn, ShortPipeline, StepLearning):
         self._adder = None
         with self._allocating(offline=not self._serves_online()):
             batch, running_batch = super()._get_new_batch_prefill_raw(*args, **kwargs)
+        if batch is not None and batch.decoding_reqs:
+            batch.decoding_reqs = DecodingRows(batch.decoding_reqs)
         if self._adder is not None:
             self.online_denied_tokens = self._adder.online_denied_tokens
             for req in self._adder.can_run_list:

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 pytest.importorskip("sglang")
 
-from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.schedule_policy import PrefillAdder
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.observability.req_time_stats import (
@@ -27,6 +28,7 @@ from sglang.srt.observability.req_time_stats import (
 from echo_sglang.adapter import compat, verify
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
 from echo_sglang.adapter.requests import EchoReq
+from echo_sglang.adapter.running_rows import DecodingRows
 from echo_sglang.adapter.scheduler import EchoScheduler
 from echo_sglang.config import EvictionPolicy
 from echo_sglang.errors import IncompatibleError
@@ -144,6 +146,15 @@ def test_the_decision_is_taken_after_the_merge_and_before_admission() -> None:
     admission = body.index("self.get_new_batch_prefill(running_batch)")
     assert merge < decision < admission
     assert body.count("self._should_defer_prefill(") == 1
+
+
+def test_the_decoding_rows_of_a_mixed_batch_are_sglangs_list_of_them() -> None:
+    assert "decoding_reqs" in {field.name for field in fields(ScheduleBatch)}
+    decoding, prefilled = [object(), object(), object()], object()
+    rows: Any = DecodingRows(decoding)  # type: ignore[arg-type]
+    assert rows == decoding
+    assert all(row in rows for row in decoding)
+    assert prefilled not in rows
 
 
 def test_the_installed_sglang_passes() -> None:
