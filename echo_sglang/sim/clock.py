@@ -52,16 +52,9 @@ class TimeModule:
     """Stands in for the module `time` where SGLang stamps requests."""
 
     def __init__(self, clock: VirtualClock) -> None:
-        self._clock = clock
-
-    def perf_counter(self) -> float:
+        self.perf_counter = clock.reading
         """Virtual seconds, every reading later than the last."""
-        return self._clock.reading()
-
-    def time(self) -> float:
+        self.time = clock.reading
         """The same: virtual time has no other epoch."""
-        return self._clock.reading()
-
-    def monotonic(self) -> float:
+        self.monotonic = clock.reading
         """The same."""
-        return self._clock.reading()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.sim.workload import Request
@@ -70,6 +73,15 @@ class RequestRecord:
         return (self.last_s - self.first_s) / (self.received - 1)
 
 
+class BatchRows(NamedTuple):
+    """What a batch computes, by row: the request, the tokens in its context with those computed
+    now, and how many these are."""
+
+    rids: Sequence[str]
+    context_tokens: Sequence[int]
+    computed_tokens: Sequence[int]
+
+
 @dataclass(slots=True)
 class StepLog:
     """Sums over iterations, and a fingerprint of every batch that ran.
@@ -83,13 +95,15 @@ class StepLog:
     decode_rows: int = 0
     _digest: hashlib._Hash = field(default_factory=hashlib.sha1)
 
-    def add(self, shape: BatchShape, seconds: float, rows: list[tuple[str, int, int]]) -> None:
-        """One batch. rows: (rid, tokens in context, tokens computed) of each."""
+    def add(self, shape: BatchShape, seconds: float, rows: BatchRows) -> None:
+        """One batch of `shape`, which took `seconds` of the device."""
         self.iterations += 1
         self.device_s += seconds
         self.extend_tokens += shape.extend_tokens
         self.decode_rows += shape.decode_rows
-        self._digest.update(repr(rows).encode())
+        numbers = len(rows.rids), *rows.context_tokens, *rows.computed_tokens
+        self._digest.update("\n".join(rows.rids).encode())
+        self._digest.update(array("q", numbers).tobytes())
 
     @property
     def sha1(self) -> str:

@@ -7,11 +7,13 @@ as they are; `WithoutForwardPasses` drops what is prepared for a pass that is no
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.environ import EnvField
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
@@ -150,9 +152,14 @@ class Emulation:
     # --------------------------------------------------------------- the loop
 
     def run_event_loop(self) -> None:
-        """SGLang's, with nobody to read a log."""
+        """SGLang's, with nobody to read a log, in an environment that does not change."""
         self.metrics_reporter.is_stats_logging_rank = False
-        super().run_event_loop()
+        look_up = EnvField.get
+        EnvField.get = functools.cache(look_up)
+        try:
+            super().run_event_loop()
+        finally:
+            EnvField.get = look_up
 
     def ingest_requests(self, stop_at_pause: bool = False) -> list[Any]:
         """Take in what has arrived by now; begin to close when the window is over."""
@@ -190,8 +197,9 @@ class Emulation:
         before_s = max(emulator.clock.device_free_s, emulator.clock.now_s)
         result = super().run_batch(batch, *args, **kwargs)
         emulator.steps.add(result.shape, result.end_s - before_s, result.rows)
-        for rid, context_tokens, computed_tokens in result.rows:
-            emulator.records[rid].compute(context_tokens, computed_tokens)
+        records = emulator.records
+        for rid, context_tokens, computed_tokens in zip(*result.rows, strict=True):
+            records[rid].compute(context_tokens, computed_tokens)
         return result
 
     def _copy_result_to_cpu(self, *_: Any) -> None:

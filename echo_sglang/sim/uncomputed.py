@@ -45,6 +45,7 @@ class WithoutForwardPasses:
         super().init_overlap()
         self.future_map.publish = lambda *_: None
         schedule_batch.SamplingBatchInfo = NoSampling
+        schedule_batch.flatten_arrays_to_pinned_cpu = lambda *_: None
         scheduler.resolve_forward_inputs = _forget_inputs
 
     def _forward_isolation(self, *_: Any, **__: Any) -> AbstractContextManager[None]:
@@ -57,4 +58,4 @@ class WithoutForwardPasses:
 
 def _forget_inputs(batch: ScheduleBatch, _: Any) -> None:
     """In place of SGLang's `resolve_forward_inputs`."""
-    batch.prefill_input_ids_cpu = batch.mix_running_indices = None
+    batch.mix_running_indices = None

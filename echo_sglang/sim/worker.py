@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +16,18 @@ from echo_sglang.domain.batch import BatchShape
 from echo_sglang.sim.answers import Answers
 from echo_sglang.sim.clock import VirtualClock
 from echo_sglang.sim.device import Device
+from echo_sglang.sim.records import BatchRows
 
 EMPTY = BatchShape()
+NO_ROWS = BatchRows((), (), ())
 
 
 @dataclass
 class EmulatedResult(GenerationBatchResult):
-    """A result that knows what the device computed and when it would have been done.
-
-    rows: (rid, tokens in context, tokens computed) of each request.
-    """
+    """A result that knows what the device computed and when it would have been done."""
 
     shape: BatchShape = EMPTY
-    rows: Sequence[tuple[str, int, int]] = ()
+    rows: BatchRows = NO_ROWS
     end_s: float = 0.0
 
     def copy_to_cpu(self, return_logprob: bool, return_hidden_states: bool = True) -> None:
@@ -68,7 +66,7 @@ class EmulatedWorker(TpModelWorker):
             next_token_ids=torch.tensor(self._sampled(batch, lengths), dtype=torch.int64),
             can_run_cuda_graph=True,
             shape=shape,
-            rows=list(zip(rids, lengths, computed, strict=True)),
+            rows=BatchRows(rids, lengths, computed),
             end_s=end_s,
         )
 

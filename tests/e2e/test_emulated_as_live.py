@@ -15,7 +15,7 @@ import pytest
 from echo_sglang.config import EchoConfig
 from echo_sglang.domain.batch import BatchShape
 from echo_sglang.sim.processes import run_apart
-from echo_sglang.sim.records import StepLog
+from echo_sglang.sim.records import BatchRows, StepLog
 from echo_sglang.sim.run import run
 from echo_sglang.sim.setup import ServerSetup
 from echo_sglang.sim.workload import Request, Segment, merge
@@ -91,7 +91,7 @@ def live_batches(kind: str, model_path: str, folder: Path) -> tuple[int, str]:
             rows = [(name, context, 1) for name, context in sizes]
         else:
             rows = [(name, cached + computed, computed) for name, cached, computed in sizes]
-        steps.add(BatchShape(), 0.0, rows)
+        steps.add(BatchShape(), 0.0, BatchRows(*zip(*rows, strict=True)))
     return steps.iterations, steps.sha1
 
 

@@ -10,7 +10,7 @@ from echo_sglang.sim.catalog import device_named
 from echo_sglang.sim.documents import DocumentQuestions
 from echo_sglang.sim.limit import PhysicalLimit, least_seconds
 from echo_sglang.sim.metrics import Slo, optimal_hit_rate, summarise_requests
-from echo_sglang.sim.records import RequestRecord, StepLog
+from echo_sglang.sim.records import BatchRows, RequestRecord, StepLog
 from echo_sglang.sim.workload import Request, Segment
 
 SLO = Slo(ttft_s=0.5, tpot_s=0.05)
@@ -141,7 +141,7 @@ def test_what_was_done_is_measured_by_its_own_least_time() -> None:
 def test_equal_batches_have_equal_fingerprints() -> None:
     def fingerprint(*rows: tuple[str, int, int]) -> str:
         log = StepLog()
-        log.add(BatchShape(decode_rows=len(rows)), 0.1, list(rows))
+        log.add(BatchShape(decode_rows=len(rows)), 0.1, BatchRows(*zip(*rows, strict=True)))
         return log.sha1
 
     assert fingerprint(("a", 5, 1)) == fingerprint(("a", 5, 1))
