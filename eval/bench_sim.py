@@ -97,9 +97,9 @@ def measure(spec: RunSpec) -> tuple[dict[str, Any], dict[str, float]]:
 def add_command(commands: Any) -> None:
     """Add `bench-sim` to the subcommands of an argparse parser."""
     command = commands.add_parser("bench-sim", help="virtual seconds per CPU second, and on what")
-    command.add_argument("--pooled", default="1000,10000", help="comma-separated (%(default)s)")
+    command.add_argument("--pooled", default="10000", help="comma-separated (%(default)s)")
     command.add_argument("--contenders", default="echo,stock", help="of these (%(default)s)")
-    command.add_argument("--window-s", type=float, default=60.0, help="virtual (%(default)s)")
+    command.add_argument("--window-s", type=float, default=600.0, help="virtual (%(default)s)")
     command.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     command.set_defaults(execute=main)
 
