@@ -179,7 +179,9 @@ def test_the_comparison_says_what_holds() -> None:
     real = {"offline_tokens_per_s": 100.0, "offline_per_s": 1.0, "ttft_p50_s": 1.0,
             "ttft_p99_s": 2.0, "tpot_p50_s": 0.1, "tpot_p99_s": 0.1}  # fmt: skip
     emulated = real | {"offline_tokens_per_s": 94.0, "ttft_p50_s": 1.04}
-    table = compare(real, emulated, edge_s=0.05).set_index("metric")
+    fast, slow = (emulated | {"ttft_p50_s": seconds} for seconds in (0.5, 3.0))
+    table = compare(real, [slow, emulated, fast], edge_s=0.05).set_index("metric")
+    assert tuple(table.loc["TTFT p50 s", ["least", "most"]]) == pytest.approx((0.55, 3.05))
     assert not table.loc["offline tokens/s", "holds"]
     assert table.loc["TTFT p50 s", "error"] == pytest.approx(0.09)
     assert table.loc["TTFT p50 s", "holds"]
