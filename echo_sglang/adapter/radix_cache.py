@@ -120,9 +120,10 @@ class EchoRadixCache(UnifiedRadixCache):
     def insert(self, params: InsertParams) -> InsertResult:
         """As upstream's, but for the second insert of a checkpoint: it would only cut the node
         where the prompt ends, for the answer to be evicted alone, and Echo's eviction cuts."""
-        if self._checkpointing and self._inserted is not None and self.tree_core.lengthens_nodes:
-            return self._inserted
-        self._inserted = super().insert(params)
+        if not self._checkpointing:
+            return super().insert(params)
+        if self._inserted is None or not self.tree_core.lengthens_nodes:
+            self._inserted = super().insert(params)
         return self._inserted
 
 
