@@ -178,8 +178,8 @@ class EchoTreeCore(UnifiedTreeCore):
         return node
 
     def _ends_with(self, node: EchoTreeNode) -> bool:
-        """The inserting request put it there, nobody else holds it or is of another class that
-        used it, and nothing follows."""
+        """The inserting request put it there and alone holds it, only its class used it, and
+        nothing follows."""
         rid = self._sequence_of
         if rid is None or node.sequence_of != rid or node.children:
             return False

@@ -27,9 +27,12 @@ from sglang.srt.observability.req_time_stats import (
 
 from echo_sglang.adapter import compat, verify
 from echo_sglang.adapter.prefill_adder import EchoPrefillAdder
+from echo_sglang.adapter.radix_cache import EchoFullComponent, EchoRadixCache
 from echo_sglang.adapter.requests import EchoReq
 from echo_sglang.adapter.running_rows import DecodingRows
 from echo_sglang.adapter.scheduler import EchoScheduler
+from echo_sglang.adapter.tree_core import EchoTreeCore
+from echo_sglang.adapter.tree_key import EchoKey
 from echo_sglang.config import EvictionPolicy
 from echo_sglang.errors import IncompatibleError
 from echo_sglang.sim.environment import EMULATE_ENV
@@ -98,6 +101,19 @@ def test_every_override_is_in_the_contract_or_is_documented_as_echos_own() -> No
         elif is_public(name):
             assert name in ECHOS_OWN, name
             assert inspect.getdoc(getattr(EchoScheduler, name)), name
+
+
+@pytest.mark.parametrize("mine", [EchoRadixCache, EchoFullComponent, EchoTreeCore, EchoKey])
+def test_every_override_of_the_cache_is_in_the_contract(mine: type) -> None:
+    theirs = mine.__mro__[1]
+    overridden = [
+        name
+        for name, value in vars(mine).items()
+        if inspect.isfunction(value) and hasattr(theirs, name) and not name.startswith("__")
+    ]
+    assert overridden
+    for name in overridden:
+        assert f"{theirs.__module__}.{theirs.__qualname__}.{name}" in verify.CONTRACT, name
 
 
 def test_echos_private_methods_collide_with_none_of_sglangs_attributes() -> None:
